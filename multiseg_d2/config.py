@@ -1,0 +1,91 @@
+"""Every configuration key that this project adds to Detectron2's, in one place."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode as CN
+
+__all__ = ["add_multiseg_config"]
+
+
+def add_multiseg_config(cfg: CN) -> None:
+    """Adds the project's keys, with their defaults, to a Detectron2 config (in place).
+
+    Nothing here repeats what a label space knows: there is no number of classes. ``tests/test_config.py`` counts the keys.
+    """
+    # ---- Datasets -----------------------------------------------------------------------------------------------
+    # Dataset spec files (YAML) to register beside the packaged ones, or names of packaged ones.
+    cfg.DATASETS.SPECS = ()
+    # Universal taxonomy: "" = the packaged data/taxonomy.yaml, "exact_names" = union by exact class name (UniSeg's rule),
+    # else the path of a taxonomy file.
+    cfg.DATASETS.TAXONOMY = ""
+    # Label-remapping baseline: name of the dataset whose label space all training labels are mapped to, "" = none.
+    cfg.DATASETS.REMAP_TO = ""
+
+    # ---- What a step contains (data/schedule.py) -----------------------------------------------------------------
+    # "alternation": IMS_PER_BATCH images of *every* dataset per step; "fixed": DATALOADER.WEIGHTS gives the number of
+    # images per dataset in a step; "size": a mixture of IMS_PER_BATCH images, p ~ size ** (1 / TEMPERATURE);
+    # "weights": a mixture with the probabilities of DATALOADER.WEIGHTS.
+    cfg.DATALOADER.SCHEDULE = "alternation"
+    # One number per entry of DATASETS.TRAIN, in its order; used by "fixed" and "weights" only.
+    cfg.DATALOADER.WEIGHTS = ()
+    # "size" only: 1 = proportional to size, 2 = square root, towards infinity = uniform.
+    cfg.DATALOADER.TEMPERATURE = 1.0
+    # "alternation" only: the paper's interval t. 1: all datasets in every step, one update per round (CDCL's DAT).
+    # t > 1: one dataset per step, t consecutive steps before the next dataset's turn (our reading; see configs/cdcl).
+    cfg.DATALOADER.INTERVAL = 1
+
+    # ---- Augmentation (data/mapper.py); flips and crop size are Detectron2's INPUT.RANDOM_FLIP and INPUT.CROP -----
+    # (low, high) or (low, high, step) of the random scale; step > 0 draws from the grid low, low + step, ..., high.
+    cfg.INPUT.SCALE_RANGE = (0.5, 2.0)
+    # A crop in which one class holds more than this share of the labelled pixels is drawn again (10 tries); 1 = off.
+    cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0
+    # Strength of brightness, contrast and saturation jitter, in [0, 1); 0 = off.
+    cfg.INPUT.COLOR_JITTER = 0.0
+
+    # ---- Model ---------------------------------------------------------------------------------------------------
+    # Output stride of build_dilated_resnet_backbone: 8 (stages 4 and 5 dilated) or 16 (stage 5 dilated) or 32 (none).
+    cfg.MODEL.RESNETS.OUTPUT_STRIDE = 8
+    # Three 3x3 convolutions (64, 64, 128) instead of one 7x7 in the stem, as PSPNet has.
+    cfg.MODEL.RESNETS.DEEP_STEM = False
+    # Decoder shared by all datasets, by registered name: PSPDecoder, DeepLabV3PlusDecoder, FPNDecoder.
+    # Its width is Detectron2's MODEL.SEM_SEG_HEAD.CONVS_DIM.
+    cfg.MODEL.SEM_SEG_HEAD.DECODER = "PSPDecoder"
+    # Dropout before the classifiers.
+    cfg.MODEL.SEM_SEG_HEAD.DROPOUT = 0.1
+    # Weight of the auxiliary loss on res4 (deep supervision); 0 builds no auxiliary head.
+    cfg.MODEL.SEM_SEG_HEAD.AUX_LOSS_WEIGHT = 0.4
+    # Weights w^i of the datasets' losses, in the order of DATASETS.TRAIN; empty = 1 for all.
+    cfg.MODEL.SEM_SEG_HEAD.DATASET_LOSS_WEIGHTS = ()
+    # Whether datasets with equal class lists (Cityscapes and BDD100K) share one classifier. CDCL does not say.
+    cfg.MODEL.SEM_SEG_HEAD.SHARE_CLASSIFIERS = False
+    # Batch norm per dataset (CDCL's dataset-aware block) for the whole model.
+    cfg.MODEL.DATASET_NORM = CN()
+    cfg.MODEL.DATASET_NORM.ENABLED = False
+    # Name of the trained dataset whose branch (and, where class names agree, classifier rows) initialises datasets that
+    # the loaded checkpoint does not know; "" = such a dataset is an error.
+    cfg.MODEL.DATASET_NORM.INIT_FROM = ""
+    # Which branch an unseen dataset uses at test time: "error", "nearest", "average", "reestimate", or a dataset's name.
+    cfg.MODEL.DATASET_NORM.UNSEEN = "error"
+
+    # ---- Training (engine/) --------------------------------------------------------------------------------------
+    # "SGD" or "AdamW".
+    cfg.SOLVER.OPTIMIZER = "SGD"
+    # Exponent of WarmupPolyLR, one of SOLVER.LR_SCHEDULER_NAME's values beside Detectron2's own.
+    cfg.SOLVER.POLY_LR_POWER = 0.9
+    # Learning-rate factor of everything that is not the backbone.
+    cfg.SOLVER.HEAD_LR_FACTOR = 1.0
+    # "bfloat16" or "float16"; switched on by Detectron2's SOLVER.AMP.ENABLED, on CPU and GPU.
+    cfg.SOLVER.AMP.DTYPE = "bfloat16"
+    # Channels-last memory format of the model and the images.
+    cfg.SOLVER.CHANNELS_LAST = False
+    # "fused": one pass over all datasets of a step; "sequential": one pass per dataset, gradients accumulated (same
+    # gradients, less memory).
+    cfg.SOLVER.STEP_MODE = "fused"
+
+    # ---- Test (evaluation/) --------------------------------------------------------------------------------------
+    # Scales of the multi-scale test, switched on by Detectron2's TEST.AUG.ENABLED; TEST.AUG.FLIP adds mirrored images.
+    cfg.TEST.AUG.SCALES = (1.0,)
+    # (height, width) of the sliding window, which moves by two thirds of its size; (0, 0) = whole images.
+    cfg.TEST.SLIDING_WINDOW = (0, 0)
+    # Pictures (image | ground truth | prediction) written per dataset in an evaluation.
+    cfg.TEST.NUM_PICTURES = 4
