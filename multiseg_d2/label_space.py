@@ -209,9 +209,8 @@ def relation(a: LabelSpace, b: LabelSpace) -> np.ndarray:
 def remap(source: LabelSpace, target: LabelSpace) -> np.ndarray:
     """Translates the classes of one dataset into those of another by the taxonomy (label-remapping baseline).
 
-    A source class becomes the target class that contains it. A wider source class becomes the only target class that
-    it meets or, if it meets several, the one that holds its ``main`` universal class; without such a statement it is
-    ignored rather than guessed.
+    A source class becomes the target class that contains it. A wider source class becomes the target class that holds
+    its ``main`` universal class; without such a statement it is ignored rather than guessed.
 
     Returns:
         (Cs,) uint8: local id of ``source`` -> local id of ``target`` or ``IGNORE``.
@@ -221,13 +220,9 @@ def remap(source: LabelSpace, target: LabelSpace) -> np.ndarray:
     table = np.full(source.num_classes, IGNORE, np.uint8)
     for local_id, row in enumerate(codes):
         containing = np.flatnonzero((row == EQUAL) | (row == SUBSET))
+        main = source.main[local_id]
+        if not containing.size and 0 <= main < covered.shape[1]:
+            containing = np.flatnonzero(covered[:, main])
         if containing.size:  # several, where target classes nest: the narrowest says most
             table[local_id] = min(containing, key=lambda t: covered[t].sum())
-            continue
-        meeting = np.flatnonzero(row != DISJOINT)
-        main = source.main[local_id]
-        if meeting.size > 1 and 0 <= main < covered.shape[1]:
-            meeting = meeting[covered[meeting, main]]
-        if meeting.size == 1:
-            table[local_id] = meeting[0]
     return table

@@ -1,0 +1,225 @@
+"""The universal taxonomy: which dataset class covers which universal classes. numpy and yaml only.
+
+A taxonomy file is a directed acyclic graph of named concepts::
+
+    concepts:
+      road:        {parents: [ground], classes: {cityscapes: road, camvid: Road}}
+      crosswalk:   {parents: [road], classes: {mapillary_vistas: Crosswalk - Plain}}
+
+A class of a dataset stands for the concept it is listed under (for several concepts: for their union). The *universal
+classes* are the leaves of the graph, and a dataset class covers the leaves below its concepts. So two classes are equal,
+nested, overlapping or disjoint exactly as their leaf sets are.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+__all__ = ["Concept", "Taxonomy", "TaxonomyError"]
+
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_KEYS = {"parents", "classes", "main", "note"}
+
+
+class TaxonomyError(ValueError):
+    """A taxonomy, or a dataset's place in it, contradicts itself."""
+
+
+@dataclass(frozen=True)
+class Concept:
+    """A node of the taxonomy.
+
+    Attributes:
+        parents: names of the concepts that contain this one.
+        classes: dataset name -> names of its classes that mean this concept.
+        main: the leaf that most pixels of a wide concept belong to, where a public table says so; "" otherwise.
+        note: for the reader.
+    """
+
+    parents: tuple[str, ...] = ()
+    classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    main: str = ""
+    note: str = ""
+
+
+class Taxonomy:
+    """Concepts, their order, and the universal classes (leaves) in file order.
+
+    Attributes:
+        concepts: name -> :class:`Concept`.
+        universal: the U leaf names; a taxonomy only ever grows at the end of this list (:meth:`extend`).
+        by_name: True for a union by exact class name, in which every class is a universal class of its own name.
+    """
+
+    def __init__(self, concepts: Mapping[str, Concept], *, by_name: bool = False, where: str = "taxonomy") -> None:
+        self.concepts = dict(concepts)
+        self.by_name = by_name
+        self._where = where
+        children = self._children()
+        self.universal = tuple(name for name in self.concepts if name not in children)
+        self._index = {name: u for u, name in enumerate(self.universal)}
+        self._leaves: dict[str, frozenset[int]] = {}
+        for name in self.concepts:
+            self._find_leaves(name, children, ())
+        self._classes = self._classes_by_dataset()
+        self._check_main()
+
+    @classmethod
+    def load(cls, path: str | Path) -> Taxonomy:
+        """Reads a taxonomy file.
+
+        Raises:
+            TaxonomyError: unknown keys or parents, cycles, doubled names, a ``main`` that is no leaf of its concept.
+        """
+        with open(path, encoding="utf-8") as file:
+            content = yaml.load(file, _UniqueKeyLoader)
+        if not isinstance(content, dict) or set(content) != {"concepts"}:
+            raise TaxonomyError(f"{path}: the one top-level key is `concepts`")
+        return cls({n: _parse_concept(n, c or {}, path) for n, c in content["concepts"].items()}, where=str(path))
+
+    @classmethod
+    def exact_names(cls, vocabularies: Mapping[str, Sequence[str]]) -> Taxonomy:
+        """Union by exact class name, sorted: two classes are the same if and only if their names are equal.
+
+        Args:
+            vocabularies: dataset name -> its class names.
+
+        Source: UniSeg (ECCV 2022), unified label space.
+        """
+        names = sorted({name for classes in vocabularies.values() for name in classes})
+        concepts = {n: Concept(classes={d: (n,) for d, c in vocabularies.items() if n in c}) for n in names}
+        return cls(concepts, by_name=True, where="union by exact names")
+
+    def extend(self, dataset: str, covers: Mapping[str, Sequence[str] | None]) -> Taxonomy:
+        """Adds a dataset that the file does not list.
+
+        Args:
+            dataset: its name.
+            covers: class name -> concepts that the class stands for. A plain name must exist; ``prefix/name`` is made, as
+                a new leaf, if it does not. None: the class gets a leaf of its own, ``dataset/class`` (by exact name: its
+                own name), because no meaning is guessed.
+
+        Returns:
+            A larger taxonomy; the leaves of this one keep their places.
+        """
+        concepts = dict(self.concepts)
+        for name, given in covers.items():
+            own = name if self.by_name else f"{dataset}/{name}"
+            for concept in [own] if given is None or self.by_name else given:
+                self._check_known(concept, dataset, name, made=concept == own or "/" in concept)
+                old = concepts.get(concept, Concept())
+                listed = old.classes.get(dataset, ())
+                classes = {**old.classes, dataset: tuple(dict.fromkeys([*listed, name]))}
+                concepts[concept] = Concept(old.parents, classes, old.main, old.note)
+        return Taxonomy(concepts, by_name=self.by_name, where=self._where)
+
+    def datasets(self) -> tuple[str, ...]:
+        """Names of the datasets whose classes are listed."""
+        return tuple(self._classes)
+
+    def concepts_of(self, dataset: str, class_name: str) -> tuple[str, ...]:
+        """Concepts that a class stands for.
+
+        Raises:
+            TaxonomyError: the class is not listed; near names are proposed.
+        """
+        known = self._classes.get(dataset, {})
+        if class_name not in known:
+            raise TaxonomyError(
+                f"{self._where} does not list class {class_name!r} of {dataset!r}{_hint(class_name, known)}. "
+                "Add it there, or give the class `covers` in the dataset's spec."
+            )
+        return known[class_name]
+
+    def leaves(self, concept: str) -> frozenset[int]:
+        """Universal ids below (or equal to) a concept."""
+        return self._leaves[concept]
+
+    def membership(self, dataset: str, classes: Sequence[str]) -> np.ndarray:
+        """(C, U) bool: which universal classes each class covers.
+
+        Raises:
+            TaxonomyError: a class is not listed.
+        """
+        matrix = np.zeros((len(classes), len(self.universal)), bool)
+        for row, name in zip(matrix, classes):
+            for concept in self.concepts_of(dataset, name):
+                row[sorted(self._leaves[concept])] = True
+        return matrix
+
+    def main(self, dataset: str, classes: Sequence[str]) -> np.ndarray:
+        """(C,) int64: universal id of each class's main content, -1 where no table states one."""
+        stated = [[self.concepts[c].main for c in self.concepts_of(dataset, name)] for name in classes]
+        return np.array([self._index[m[0]] if len(m) == 1 and m[0] else -1 for m in stated], np.int64)
+
+    # ---- checks ----
+
+    def _children(self) -> dict[str, list[str]]:
+        children: dict[str, list[str]] = {}
+        for name, concept in self.concepts.items():
+            for parent in concept.parents:
+                if parent not in self.concepts:
+                    hint = _hint(parent, self.concepts)
+                    raise TaxonomyError(f"{self._where}: parent {parent!r} of {name!r} does not exist{hint}")
+                children.setdefault(parent, []).append(name)
+        return children
+
+    def _find_leaves(self, name: str, children: Mapping[str, list[str]], path: tuple[str, ...]) -> frozenset[int]:
+        if name in path:
+            raise TaxonomyError(f"{self._where}: concepts contain themselves: {' > '.join([*path, name])}")
+        if name not in self._leaves:
+            below = [self._find_leaves(child, children, (*path, name)) for child in children.get(name, ())]
+            self._leaves[name] = frozenset().union(*below) if below else frozenset([self._index[name]])
+        return self._leaves[name]
+
+    def _classes_by_dataset(self) -> dict[str, dict[str, tuple[str, ...]]]:
+        found: dict[str, dict[str, tuple[str, ...]]] = {}
+        for name, concept in self.concepts.items():
+            for dataset, classes in concept.classes.items():
+                for class_name in classes:
+                    listed = found.setdefault(dataset, {})
+                    listed[class_name] = (*listed.get(class_name, ()), name)
+        return found
+
+    def _check_main(self) -> None:
+        for name, concept in self.concepts.items():
+            if concept.main and self._index.get(concept.main, -1) not in self._leaves[name]:
+                raise TaxonomyError(f"{self._where}: main {concept.main!r} of {name!r} is not one of its leaves")
+
+    def _check_known(self, concept: str, dataset: str, class_name: str, made: bool) -> None:
+        if concept not in self.concepts and not made:
+            raise TaxonomyError(
+                f"class {class_name!r} of {dataset!r} covers {concept!r}, which {self._where} does not have"
+                f"{_hint(concept, self.concepts)}. A new universal class is written with a prefix, as "
+                f"'{dataset}/{concept}'."
+            )
+
+
+class _UniqueKeyLoader(_LOADER):  # type: ignore[misc, valid-type]
+    """Safe YAML in which a key that stands twice is an error, not a silent loss of the first."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        doubles = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if doubles:
+            raise TaxonomyError(f"{node.start_mark.name}, line {node.start_mark.line + 1}: names twice: {doubles}")
+        return super().construct_mapping(node, deep)
+
+
+def _parse_concept(name: str, content: Mapping, path: str | Path) -> Concept:
+    unknown = sorted(set(content) - _KEYS)
+    if unknown:
+        raise TaxonomyError(f"{path}: concept {name!r} has unknown keys {unknown}; known are {sorted(_KEYS)}")
+    classes = {d: tuple([c] if isinstance(c, str) else c) for d, c in content.get("classes", {}).items()}
+    return Concept(tuple(content.get("parents", ())), classes, content.get("main", ""), content.get("note", ""))
+
+
+def _hint(name: str, known) -> str:
+    close = difflib.get_close_matches(name, list(known), n=3)
+    return f" (did you mean {', '.join(map(repr, close))}?)" if close else ""
