@@ -1,0 +1,129 @@
+"""The taxonomy against the public facts it was made from, UniSeg's published unions, and small graphs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from multiseg_d2 import taxonomy as taxonomy_module
+from multiseg_d2.taxonomy import Taxonomy, TaxonomyError
+
+PACKAGED = Path(taxonomy_module.__file__).parent / "data" / "taxonomy.yaml"
+
+
+@pytest.fixture(scope="module")
+def packaged() -> Taxonomy:
+    return Taxonomy.load(PACKAGED)
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "taxonomy.yaml"
+    path.write_text("concepts:\n" + text)
+    return path
+
+
+GRAPH = """
+  vehicle: {classes: {coarse: vehicle}}
+  car: {parents: [vehicle], classes: {fine: car, coarse2: [car, auto]}}
+  truck: {parents: [vehicle], classes: {fine: truck}}
+  person: {classes: {fine: person, mixed: thing}}
+  bird: {classes: {mixed: thing}}
+"""
+
+
+def test_leaves_are_the_universal_classes_and_classes_cover_them(tmp_path):
+    taxonomy = Taxonomy.load(write(tmp_path, GRAPH))
+    assert taxonomy.universal == ("car", "truck", "person", "bird")
+    assert taxonomy.membership("coarse", ["vehicle"]).tolist() == [[True, True, False, False]]
+    assert taxonomy.membership("fine", ["person", "car"]).tolist() == [
+        [False, False, True, False],
+        [True, False, False, False],
+    ]
+    assert taxonomy.membership("mixed", ["thing"]).tolist() == [[False, False, True, True]]
+    assert taxonomy.membership("coarse2", ["auto"]).tolist() == taxonomy.membership("coarse2", ["car"]).tolist()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("  a: {parents: [b]}\n  b: {parents: [a]}\n", "contain themselves: a > b > a"),
+        ("  car: {}\n  bus: {parents: [caar]}\n", r"'caar' of 'bus' does not exist \(did you mean 'car'"),
+        ("  a: {}\n  a: {}\n", r"names twice: \['a'\]"),
+        ("  a: {parent: [b]}\n", r"unknown keys \['parent'\]"),
+        ("  a: {main: c}\n  b: {parents: [a]}\n  c: {}\n", "main 'c' of 'a' is not one of its leaves"),
+    ],
+)
+def test_contradictions_are_named(tmp_path, text, message):
+    with pytest.raises(TaxonomyError, match=message):
+        Taxonomy.load(write(tmp_path, text))
+
+
+def test_unknown_class_is_an_error_with_near_names(tmp_path):
+    taxonomy = Taxonomy.load(write(tmp_path, GRAPH))
+    with pytest.raises(TaxonomyError, match=r"class 'trucks' of 'fine' \(did you mean 'truck'\?\)"):
+        taxonomy.membership("fine", ["trucks"])
+
+
+def test_extending_keeps_the_places_of_the_universal_classes(tmp_path):
+    taxonomy = Taxonomy.load(write(tmp_path, GRAPH))
+    larger = taxonomy.extend(
+        "mine", {"lorry": ["truck"], "cow": None, "cone": ["toy/cone"], "any": ["vehicle", "person"]}
+    )
+    assert larger.universal == (*taxonomy.universal, "mine/cow", "toy/cone")
+    rows = larger.membership("mine", ["lorry", "cow", "cone", "any"])
+    assert [np.flatnonzero(row).tolist() for row in rows] == [[1], [4], [5], [0, 1, 2]]
+    assert taxonomy.universal == ("car", "truck", "person", "bird")
+
+
+def test_a_misspelt_universal_class_is_not_a_new_one(tmp_path):
+    taxonomy = Taxonomy.load(write(tmp_path, GRAPH))
+    with pytest.raises(TaxonomyError, match=r"covers 'trukc'.*did you mean 'truck'"):
+        taxonomy.extend("mine", {"lorry": ["trukc"]})
+
+
+def test_packaged_concepts_with_classes_are_distinct_sets(packaged):
+    """Two concepts with the same leaves would make different classes equal."""
+    named = [n for n, c in packaged.concepts.items() if c.classes]
+    assert len({packaged.leaves(n) for n in named}) == len(named)
+
+
+def test_classes_of_one_dataset_are_disjoint(packaged):
+    """Every pixel has one class: no two classes of a dataset may claim the same universal class."""
+    for dataset in packaged.datasets():
+        classes = list(packaged._classes[dataset])
+        membership = packaged.membership(dataset, classes)
+        claimed = membership.sum(0)
+        doubled = {
+            packaged.universal[u]: [c for c, row in zip(classes, membership) if row[u]]
+            for u in np.flatnonzero(claimed > 1)
+        }
+        assert not doubled, (dataset, doubled)
+
+
+def test_exact_names_give_the_published_unions(samples):
+    published = json.loads((samples.parent / "reference" / "uniseg_vocabularies.json").read_text())
+    letters = {"C": "cityscapes", "I": "idd", "B": "bdd", "M": "mapillary"}
+    known = published["vocabularies"]
+    for union, names in published["unions"].items():
+        spaces = {key: known[key] for letter in union for key in known if key.startswith(letters[letter])}
+        assert len(spaces) == len(union)
+        assert list(Taxonomy.exact_names(spaces).universal) == names
+
+
+def test_packaged_relations_agree_with_the_concept_graph(samples, packaged):
+    """Every class of the nine datasets: what it is to each Cityscapes class, against the table made by others' means."""
+    facts = json.loads((samples.parent / "datasets" / "relations.json").read_text())
+    compared = 0
+    for dataset, rows in facts["to_cityscapes19"].items():
+        for row in rows:
+            mine = packaged.membership(dataset, [row["class"]])[0]
+            meets = {c for c in row["cityscapes"] if (packaged.membership("cityscapes", [c])[0] & mine).any()}
+            if row["relation"] in ("equal", "subset", "superset"):
+                assert meets == set(row["cityscapes"]), row
+                compared += 1
+            if row["relation"] == "equal":
+                assert (packaged.membership("cityscapes", row["cityscapes"])[0] == mine).all(), row
+    assert compared > 150
