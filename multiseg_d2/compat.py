@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 import sys
 import types
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["MissingDependencyError", "install", "stand_ins"]
 
@@ -30,71 +33,96 @@ class MissingDependencyError(ImportError):
 class _Missing:
     """Any attribute of a stand-in module: may be imported and named, not used."""
 
-    def __init__(self, path: str, owner: str) -> None:
+    def __init__(self, path: str, module: _StandInModule) -> None:
         self.__name__ = self.__qualname__ = path.rsplit(".", 1)[-1]
-        self._path, self._owner = path, owner
+        self.__module__ = module.__name__
+        self._path, self._module = path, module
 
     def _refuse(self, *_args, **_kwargs):
-        raise MissingDependencyError(
-            f"{self._path} was used, but {self._owner} is not available here: {_HOW_TO_GET[self._owner]}."
-        )
+        raise self._module.refusal(self._path)
 
     __call__ = _refuse
 
     def __mro_entries__(self, bases):
-        return (_MissingBase,)
+        module, path = self._module, self._path
+
+        class _Base:  # a class derived from a stand-in may be defined, not instantiated
+            def __init__(self, *_args, **_kwargs):
+                raise module.refusal(f"{path}, a base class of {type(self).__name__},")
+
+        return (_Base,)
 
     def __getattr__(self, name: str):
         if name.startswith("__"):
             raise AttributeError(name)
-        return _Missing(f"{self._path}.{name}", self._owner)
+        return _Missing(f"{self._path}.{name}", self._module)
 
     def __repr__(self) -> str:
         return f"<stand-in for missing {self._path}>"
-
-
-class _MissingBase:
-    """Base class of classes that were derived from a stand-in."""
-
-    def __init__(self, *_args, **_kwargs):
-        raise MissingDependencyError(f"{type(self).__name__} derives from a class that is not available here.")
 
 
 class _StandInModule(types.ModuleType):
     """A module whose every attribute is a :class:`_Missing`."""
 
     __version__ = "0.0.0"
+    __path__: tuple[str, ...] = ()  # lets `import torchvision.ops` find the stand-ins below it
 
-    def __init__(self, name: str, owner: str) -> None:
+    def __init__(self, name: str, owner: str, reason: str) -> None:
         super().__init__(name, doc=f"Stand-in for the missing module {name}.")
-        self.__path__: list[str] = []
-        self.__multiseg_stand_in__ = True
-        self.__dict__["_owner"] = owner
+        self.__dict__.update(_owner=owner, _reason=reason)
+
+    def refusal(self, used: str) -> MissingDependencyError:
+        """The error that using ``used`` raises."""
+        owner, reason = self.__dict__["_owner"], self.__dict__["_reason"]
+        return MissingDependencyError(
+            f"{used} was used, but {owner} is not available here ({reason}). To get it: {_HOW_TO_GET[owner]}."
+        )
 
     def __getattr__(self, name: str):
         if name.startswith("__"):
             raise AttributeError(name)
-        return _Missing(f"{self.__name__}.{name}", self.__dict__["_owner"])
+        return _Missing(f"{self.__name__}.{name}", self)
 
 
-def _works(module: str) -> bool:
-    """Whether ``module`` can be imported; a half-working one (wrong build for this torch) counts as missing."""
+def _why_not(module: str) -> str | None:
+    """Why ``module`` cannot be imported, or None where it can; a half-working one (built for another torch) cannot."""
     try:
         importlib.import_module(module)
-    except Exception:  # a torchvision built for another torch raises RuntimeError or OSError, not ImportError
+    except Exception as error:  # a torchvision built for another torch raises RuntimeError or OSError, not ImportError
         for name in [n for n in sys.modules if n == module or n.startswith(module + ".")]:
             del sys.modules[name]
-        return False
-    return True
+        if isinstance(error, ModuleNotFoundError) and error.name == module:
+            return "it is not installed"
+        reason = f"importing it raised {type(error).__name__}: {error}"
+        logger.warning("%s is installed but does not work here (%s); a stand-in takes its place", module, reason)
+        return reason
+    return None
 
 
-def _stand_in(name: str, owner: str) -> None:
-    module = _StandInModule(name, owner)
+def _stand_in(name: str, owner: str, reason: str) -> None:
+    module = _StandInModule(name, owner, reason)
     module.__spec__ = importlib.util.spec_from_loader(name, loader=None)
     sys.modules[name] = module
     parent, _, child = name.rpartition(".")
     if parent in sys.modules:
         setattr(sys.modules[parent], child, module)
+
+
+def _stand_in_unless_works(module: str, names: tuple[str, ...]) -> None:
+    if module in sys.modules:  # the real one, or our stand-in from an earlier call
+        return
+    reason = _why_not(module)
+    if reason is not None:
+        for name in names:
+            _stand_in(name, module, reason)
+
+
+def _answer_version_queries() -> None:
+    """Lets Detectron2's environment report (part of ``default_setup``) ask the stand-in how it was compiled."""
+    module = sys.modules["detectron2._C"]
+    if isinstance(module, _StandInModule):
+        module.get_compiler_version = module.get_cuda_version = lambda: "none: not compiled"
+        module.has_cuda = lambda: False
 
 
 def _install_pillow_names() -> None:
@@ -105,24 +133,30 @@ def _install_pillow_names() -> None:
             setattr(Image, old, getattr(Image, new))
 
 
+def _installed(package: str) -> bool:
+    if package in sys.modules:
+        return True
+    spec = importlib.util.find_spec(package)
+    # A folder without __init__.py (a clone of the repository in the current folder) is no installed package.
+    return spec is not None and spec.origin is not None
+
+
 def install() -> None:
     """Makes ``import detectron2.*`` work here; safe to call any number of times.
 
     Raises:
         ImportError: Detectron2 itself is not installed.
     """
-    if importlib.util.find_spec("detectron2") is None:
+    if not _installed("detectron2"):
         raise ImportError(
             "Detectron2 is not installed. Run `make setup`, or install it as README.md (Installation) describes."
         )
-    if "torchvision" not in sys.modules and not _works("torchvision"):
-        for name in _TORCHVISION_MODULES:
-            _stand_in(name, "torchvision")
-    if "detectron2._C" not in sys.modules and not _works("detectron2._C"):
-        _stand_in("detectron2._C", "detectron2._C")
+    _stand_in_unless_works("torchvision", _TORCHVISION_MODULES)
+    _stand_in_unless_works("detectron2._C", ("detectron2._C",))
+    _answer_version_queries()
     _install_pillow_names()
 
 
 def stand_ins() -> list[str]:
     """Names of the stand-in modules in use, sorted."""
-    return sorted(n for n, m in sys.modules.items() if getattr(m, "__multiseg_stand_in__", False))
+    return sorted(name for name, module in sys.modules.items() if isinstance(module, _StandInModule))
