@@ -1,0 +1,292 @@
+"""Batch norm with one set of affine parameters and running statistics per dataset (CDCL's dataset-aware block)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .active import current_groups, is_recomputing
+from .grouped_norm import Run, grouped_batch_norm, synchronised_batch_norm, synchronised_statistics
+
+__all__ = ["DatasetBatchNorm2d", "DatasetBranchError"]
+
+_ENTRIES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+
+
+class DatasetBranchError(RuntimeError):
+    """The datasets of a model's norm branches are not those of a checkpoint or of the batch."""
+
+
+class DatasetBatchNorm2d(nn.Module):
+    """Batch norm that treats each dataset's images by themselves; the convolutions around it stay shared.
+
+    State: ``branches.<dataset>.*`` hold the values that are trained and used. The plain keys (``weight``, ``bias``,
+    ``running_mean``, ``running_var``, ``num_batches_tracked``) are buffers: the template that a checkpoint without
+    branches is read into, and that is then copied to every branch. Without them Detectron2's loader, which matches keys
+    by suffix, would drop ImageNet's statistics.
+
+    Args:
+        num_features: C.
+        datasets: names of the branches.
+        eps: added to the variance.
+        momentum: share of a batch in the running statistics; None = cumulative average.
+        affine: whether branches have a weight and a bias.
+        track_running_stats: whether branches have running statistics.
+        sync: compute statistics over all processes, per dataset.
+        init_from: branch that fills in for datasets that a loaded checkpoint lacks; "" = that is an error.
+        path: name in the model, for messages.
+
+    Source: CDCL (arXiv 2103.11351), dataset-aware block; DSBN (CVPR 2019).
+    """
+
+    _version = 2  # as nn.BatchNorm2d: checkpoints since version 2 know num_batches_tracked
+
+    def __init__(
+        self,
+        num_features: int,
+        datasets: Sequence[str],
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        sync: bool = False,
+        init_from: str = "",
+        path: str = "",
+    ) -> None:
+        super().__init__()
+        self.num_features, self.eps, self.momentum = num_features, eps, momentum
+        self.affine, self.track_running_stats = affine, track_running_stats
+        self.sync, self.init_from, self.path = sync, init_from, path
+        plain = nn.BatchNorm2d(num_features, eps, momentum, affine, track_running_stats)
+        for entry in _ENTRIES:
+            value = getattr(plain, entry)
+            self.register_buffer(entry, None if value is None else value.detach().clone())
+        self.branches = nn.ModuleDict({name: copy.deepcopy(plain) for name in _checked_names(datasets)})
+
+    @classmethod
+    def from_norm(
+        cls,
+        norm: nn.Module,
+        datasets: Sequence[str],
+        *,
+        sync: bool = False,
+        init_from: str = "",
+        path: str = "",
+    ) -> DatasetBatchNorm2d:
+        """A layer whose branches all start as the given batch norm (values, device, type, mode, frozen parameters)."""
+        layer = cls(
+            norm.num_features,
+            datasets,
+            norm.eps,
+            norm.momentum,
+            norm.affine,
+            norm.track_running_stats,
+            sync=sync,
+            init_from=init_from,
+            path=path,
+        )
+        for target in (layer, *layer.branches.values()):
+            for entry in _ENTRIES:
+                source = getattr(norm, entry)
+                if source is None:
+                    setattr(target, entry, None)  # a batch norm without bias, say
+                    continue
+                tensor = getattr(target, entry)
+                tensor.data = source.detach().clone()
+                if isinstance(tensor, nn.Parameter):
+                    tensor.requires_grad_(source.requires_grad)
+        return layer.train(norm.training)
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """Names of the branches."""
+        return tuple(self.branches)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_features}, datasets={self.datasets}, eps={self.eps}, momentum={self.momentum}, sync={self.sync}"
+
+    def add_branch(self, dataset: str, init_from: str) -> nn.BatchNorm2d:
+        """Adds a branch that starts as a copy of another one.
+
+        Raises:
+            DatasetBranchError: ``dataset`` has a branch already, or ``init_from`` has none.
+        """
+        if dataset in self.branches:
+            raise DatasetBranchError(f"{self._here()}: there already is a branch {dataset!r} in {self.datasets}")
+        if init_from not in self.branches:
+            raise DatasetBranchError(f"{self._here()}: no branch {init_from!r} to start from, only {self.datasets}")
+        _checked_names([dataset])
+        self.branches[dataset] = copy.deepcopy(self.branches[init_from])
+        return self.branches[dataset]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalises every image by its dataset's branch.
+
+        Args:
+            x: (N, C, H, W), N images in the order of :func:`~.active.current_groups`.
+
+        Returns:
+            (N, C, H, W), same type and memory format.
+
+        Raises:
+            RuntimeError: no dataset is active.
+            DatasetBranchError: an active dataset has no branch.
+            ValueError: the batch is not what is active, or a dataset has one value per channel.
+        """
+        runs = self._runs(x)
+        names, branches = self.datasets, list(self.branches.values())
+        if self.sync and self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            return self._synchronised(x, runs, branches)
+        used = [branches[run.branch] for run in runs]
+        for run, branch in zip(runs, used):
+            if _uses_batch(branch) and (run.stop - run.start) * x.shape[2] * x.shape[3] == 1:
+                raise ValueError(self._one_value(names[run.branch]))
+        if len(runs) == 1:
+            return _single(used[0], x)
+        if runs and all(_uses_batch(branch) and _has_kernel(branch, x) for branch in used):
+            update = [(None, None, 0.0) if is_recomputing() else _running_update(branch) for branch in used]
+            affine = [(branch.weight, branch.bias) for branch in used]
+            return grouped_batch_norm(x, runs, affine, [u[:2] for u in update], [u[2] for u in update], self.eps)
+        parts = [_single(branch, x[run.start : run.stop]) for run, branch in zip(runs, used)]
+        return torch.cat(parts) if parts else x
+
+    def _runs(self, x: Tensor) -> list[Run]:
+        names, runs, start = {name: i for i, name in enumerate(self.branches)}, [], 0
+        for dataset, count in current_groups():
+            if dataset not in names:
+                raise DatasetBranchError(
+                    f"{self._here()}: dataset {dataset!r} has no branch, only {self.datasets}. Add one with "
+                    "`add_dataset_branch`, or say at test time which one it uses (MODEL.DATASET_NORM.UNSEEN)."
+                )
+            if count:
+                runs.append(Run(names[dataset], start, start + count))
+            start += count
+        if start != x.shape[0]:
+            raise ValueError(
+                f"{self._here()}: the batch has {x.shape[0]} images, but the active datasets are {current_groups()}"
+            )
+        return runs
+
+    def _synchronised(self, x: Tensor, runs: list[Run], branches: list[nn.BatchNorm2d]) -> Tensor:
+        modes = {name: _uses_batch(branch) for name, branch in self.branches.items()}
+        if not all(modes.values()):
+            if any(modes.values()):
+                raise RuntimeError(f"{self._here()}: with sync, all branches train or none does, not {modes}")
+            return torch.cat([_single(branches[r.branch], x[r.start : r.stop]) for r in runs]) if runs else x
+        with torch.no_grad():
+            statistics = synchronised_statistics(x.detach(), runs, len(branches))
+        values = [0] * len(branches)
+        for run in runs:
+            values[run.branch] = (run.stop - run.start) * x.shape[2] * x.shape[3]
+        if min(values) <= 1:  # only then can a total be 1; on every process alike, so that none waits for the others
+            for name, total in zip(self.datasets, statistics[0].tolist()):
+                if total == 1:
+                    raise ValueError(self._one_value(name))
+        if not is_recomputing():
+            for i, branch in enumerate(branches):
+                _update_running(branch, *(s[i] for s in statistics))
+        return synchronised_batch_norm(x, runs, [(b.weight, b.bias) for b in branches], statistics, self.eps)
+
+    def _here(self) -> str:
+        return f"norm layer {self.path or '(unnamed)'}"
+
+    def _one_value(self, dataset: str) -> str:
+        return (
+            f"{self._here()}: dataset {dataset!r} has one value per channel in this step, whose variance is nothing. "
+            "Give it at least two images per step (SOLVER.IMS_PER_BATCH, DATALOADER.WEIGHTS), or use SyncBN."
+        )
+
+    # ---- loading ------------------------------------------------------------------------------------------------
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors) -> None:
+        old = (local_metadata.get("version") or 0) < 2
+        if old and self.track_running_stats and prefix + "running_mean" in state_dict:
+            state_dict.setdefault(prefix + "num_batches_tracked", torch.tensor(0, dtype=torch.long))
+        stem = prefix + "branches."
+        known = {key[len(stem) :].split(".", 1)[0] for key in state_dict if key.startswith(stem)}
+        if not known:
+            sources = dict.fromkeys(self.datasets, prefix)
+        elif known != set(self.datasets):
+            sources = self._donors(known, stem)
+            for key in [k for k in state_dict if k.startswith(stem)]:
+                if key[len(stem) :].split(".", 1)[0] not in self.branches:
+                    del state_dict[key]  # a copy of the caller's dict
+        else:
+            sources = {}
+        for dataset, source in sources.items():
+            for entry in _ENTRIES:
+                if source + entry in state_dict:  # cloned: `load_state_dict(assign=True)` keeps the tensors themselves
+                    state_dict[f"{stem}{dataset}.{entry}"] = state_dict[source + entry].clone()
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
+
+    def _donors(self, known: set[str], stem: str) -> dict[str, str]:
+        lacking = [name for name in self.datasets if name not in known]
+        lists = f"the checkpoint's branches are {sorted(known)}, the model's are {sorted(self.datasets)}"
+        if not self.init_from:
+            raise DatasetBranchError(
+                f"{self._here()}: {lists}. To start new datasets from a trained one (and leave out datasets that the "
+                "model does not have), name it in MODEL.DATASET_NORM.INIT_FROM."
+            )
+        if self.init_from not in known:
+            raise DatasetBranchError(
+                f"{self._here()}: MODEL.DATASET_NORM.INIT_FROM is {self.init_from!r}, but {lists}."
+            )
+        return {name: f"{stem}{self.init_from}." for name in lacking}
+
+
+def _checked_names(datasets: Sequence[str]) -> list[str]:
+    names = list(datasets)
+    if isinstance(datasets, str) or not names or len(set(names)) != len(names):
+        raise ValueError(f"a dataset norm needs a list of different dataset names, not {datasets!r}")
+    for name in names:
+        if not name or "." in name or hasattr(nn.ModuleDict, name):
+            raise ValueError(f"{name!r} cannot name a norm branch: it is empty, has a dot, or is a name of ModuleDict")
+    return names
+
+
+def _uses_batch(branch: nn.Module) -> bool:
+    """Whether a branch normalises by the batch's statistics rather than by its running ones."""
+    # A branch may have become a FrozenBatchNorm2d, by Detectron2's own conversion, which ignores the mode.
+    return isinstance(branch, nn.BatchNorm2d) and (branch.training or branch.running_mean is None)
+
+
+def _has_kernel(branch: nn.BatchNorm2d, x: Tensor) -> bool:
+    """Whether the kernel that writes into a given output takes these types; devices disagree on pure 16-bit models."""
+    wide = x.dtype in (torch.float32, torch.float64) or (branch.affine and branch.weight.dtype == torch.float32)
+    return wide and x.device.type in ("cpu", "cuda")
+
+
+def _single(branch: nn.Module, x: Tensor) -> Tensor:
+    if is_recomputing() and _uses_batch(branch):
+        # Copies, not None: a recomputation must save as many tensors as the forward pass did.
+        running = [None if s is None else s.clone() for s in (branch.running_mean, branch.running_var)]
+        return F.batch_norm(x, *running, branch.weight, branch.bias, True, 0.0, branch.eps)
+    return branch(x)
+
+
+def _running_update(branch: nn.BatchNorm2d) -> tuple[Tensor | None, Tensor | None, float]:
+    """Running statistics of a branch and the share of the batch in them; counts the batch."""
+    if branch.running_mean is None or not branch.training:
+        return None, None, 0.0
+    branch.num_batches_tracked.add_(1)
+    factor = 1.0 / float(branch.num_batches_tracked) if branch.momentum is None else branch.momentum
+    return branch.running_mean, branch.running_var, factor
+
+
+@torch.no_grad()
+def _update_running(branch: nn.BatchNorm2d, total: Tensor, mean: Tensor, var: Tensor) -> None:
+    """The same for statistics over all processes; a branch that none used stays bit-identical."""
+    if branch.running_mean is None or not branch.training:
+        return
+    used = total > 0
+    branch.num_batches_tracked.add_(used)
+    factor = 1.0 / branch.num_batches_tracked.clamp(min=1) if branch.momentum is None else branch.momentum
+    factor = torch.where(used, factor, 0.0).to(mean.dtype)
+    unbiased = var * (total / (total - 1).clamp(min=1)).to(var.dtype)
+    branch.running_mean.lerp_(mean.to(branch.running_mean.dtype), factor)
+    branch.running_var.lerp_(unbiased.to(branch.running_var.dtype), factor)
