@@ -1,0 +1,1 @@
+"""From files on disk to batches: specs, registration, reading, augmentation, schedule, loader."""

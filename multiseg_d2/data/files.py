@@ -1,0 +1,74 @@
+"""The dataset dicts of a split, from its files on disk."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+from .annotations import add_boxes, add_segments, add_tags
+from .pairing import DATA_ROOT_VARIABLE, DatasetFilesError, Pairing, fixed_folders, pair_files, place, some
+from .spec_model import SplitSpec
+
+__all__ = ["DATA_ROOT_VARIABLE", "DatasetFilesError", "Pairing", "data_root", "list_pairs", "pair_files"]
+
+logger = logging.getLogger(__name__)
+
+
+def data_root() -> str:
+    """Folder below which datasets lie: environment variable ``DETECTRON2_DATASETS``, default ``datasets``."""
+    return os.path.expanduser(os.environ.get(DATA_ROOT_VARIABLE) or "datasets")
+
+
+def list_pairs(split: SplitSpec, root: str) -> list[dict[str, Any]]:
+    """Dataset dicts of a split, in Detectron2's form.
+
+    Args:
+        split: from ``DatasetSpec.splits``.
+        root: data root.
+
+    Returns:
+        One dict per image, in a stable order, with ``file_name``, ``image_id`` (the ``{id}``), ``dataset`` and
+        ``catalog``, and as the annotation has it: ``sem_seg_file_name``; ``pan_seg_file_name`` and ``segments_info``;
+        ``annotations`` (boxes, local ids); ``image_tags`` (local ids).
+
+    Raises:
+        DatasetFilesError: nothing there, or an image without label, or a label without image; says which.
+    """
+    found = pair_files(split, root)
+    for stray, other in ((found.without_label, "label"), (found.without_image, "image")):
+        if stray:
+            _refuse_strays(split, root, stray, other)
+    if split.count is not None and len(found.images) != split.count:
+        logger.warning("%s: %d images found, %d expected", split.catalog, len(found.images), split.count)
+    records = [
+        {"file_name": path, "image_id": image_id, "dataset": split.spec.dataset, "catalog": split.catalog}
+        for image_id, path in found.images.items()
+    ]
+    _add_annotations(records, found, split, root)
+    return records
+
+
+def _add_annotations(records: list[dict[str, Any]], found: Pairing, split: SplitSpec, root: str) -> None:
+    """Adds to the dicts, in place, what the split knows about each image."""
+    json_file = os.path.join(root, split.annotation_file)
+    try:
+        if split.annotation == "box":
+            add_boxes(records, json_file, split, fixed_folders(split.images, root))
+        elif split.annotation == "tag":
+            add_tags(records, json_file, split, fixed_folders(split.images, root))
+        elif found.labels and split.spec.encoding == "panoptic":
+            add_segments(records, found.labels, json_file, fixed_folders(split.labels, root), whole=split.ids is None)
+        elif found.labels:
+            for record in records:
+                record["sem_seg_file_name"] = found.labels[record["image_id"]]
+    except ValueError as problem:
+        raise DatasetFilesError(f"{split.catalog}: {problem}") from problem
+
+
+def _refuse_strays(split: SplitSpec, root: str, ids: tuple[str, ...], other: str) -> None:
+    have, patterns = ("image", split.labels) if other == "label" else ("label", split.images)
+    raise DatasetFilesError(
+        f"{split.catalog}: {len(ids)} {have} file{'s' if len(ids) > 1 else ''} without {other}: {some(ids)}"
+        f"{place(patterns, root)} Add what is missing, move the strays away, or choose files with `ids` in a spec."
+    )
