@@ -197,9 +197,8 @@ def test_stand_ins_lists_only_ours():
 
 def test_detectron2_parts_that_we_use_work_here():
     """Environment report (default_setup prints it), projects, model, checkpoint, visualizer on this Detectron2."""
-    from detectron2.utils.collect_env import collect_env_info
-
     import detectron2.projects  # noqa: F401
+    from detectron2.utils.collect_env import collect_env_info
 
     assert "PyTorch" in collect_env_info()
 
@@ -208,9 +207,7 @@ def test_visualizer_draws_label_maps():
     from detectron2.data import Metadata
     from detectron2.utils.visualizer import ColorMode, Visualizer
 
-    metadata = Metadata().set(
-        stuff_classes=["a", "b"], stuff_colors=[(255, 0, 0), (0, 0, 255)], ignore_label=255
-    )
+    metadata = Metadata().set(stuff_classes=["a", "b"], stuff_colors=[(255, 0, 0), (0, 0, 255)], ignore_label=255)
     label = torch.zeros(40, 60, dtype=torch.long)
     label[:, 30:] = 1
     picture = Visualizer(np.zeros((40, 60, 3), np.uint8), metadata, instance_mode=ColorMode.SEGMENTATION)
@@ -225,9 +222,9 @@ def test_transforms_and_events_work(tmp_path):
 
     image = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
     inputs = T.AugInput(image, sem_seg=image[..., 0])
-    T.AugmentationList([T.ResizeShortestEdge(20, 60), T.RandomCrop("absolute", (16, 16)), T.RandomExtent((1, 1), (0, 0))])(
-        inputs
-    )
+    T.AugmentationList(
+        [T.ResizeShortestEdge(20, 60), T.RandomCrop("absolute", (16, 16)), T.RandomExtent((1, 1), (0, 0))]
+    )(inputs)
     assert inputs.image.shape == (16, 16, 3) and inputs.sem_seg.shape == (16, 16)
     with EventStorage(0) as storage:
         writers = [CommonMetricPrinter(10), JSONWriter(str(tmp_path / "m.json")), TensorboardXWriter(str(tmp_path))]
