@@ -1,7 +1,8 @@
 """Confusion matrices of label maps, and the scores that follow from them. numpy only.
 
 A matrix here is (C, C + 1) int64: rows are ground truth, columns are predictions, the last column counts predictions of
-no class at all ("void"). Pixels whose ground truth is ignored are in no cell. Matrices of images, ranks and runs add up.
+no class at all ("void"). Pixels whose ground truth is ignored are in no cell. Matrices of images, ranks and runs can be
+added.
 """
 
 from __future__ import annotations

@@ -1,0 +1,234 @@
+"""The rules by which benchmarks score, where they differ from the plain mean IoU.
+
+A rule is a class in :data:`OFFICIAL_RULES` under the name that a dataset spec gives as ``evaluation.official``. Its
+scores come from confusion matrices alone, so evaluation stays streaming. What the plain scores do is in
+:mod:`multiseg_d2.evaluation.confusion`: a class without ground truth has no IoU and is left out of the mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from PIL import Image
+
+from . import confusion
+
+__all__ = ["OFFICIAL_RULES", "OfficialRule", "build_rule"]
+
+Groupings = Mapping[str, Mapping[str, Sequence[str]]]
+
+
+class OfficialRule:
+    """Scores of one benchmark; as it stands, by the Cityscapes rule, which most follow.
+
+    Args:
+        classes: C class names in local order.
+        groupings: coarser scores of the dataset: grouping -> group -> class names.
+
+    Attributes:
+        title: what the report calls the rule.
+        difference: one line on how it differs from the plain scores.
+        extra_matrices: names of further matrices that the rule counts, each (C, C + 1).
+    """
+
+    title = ""
+    difference = "a class that is predicted but has no ground truth scores 0 and is part of the mean"
+    extra_matrices: tuple[str, ...] = ()
+
+    def __init__(self, classes: Sequence[str], groupings: Groupings) -> None:
+        self.classes = tuple(classes)
+        local_ids = {name: c for c, name in enumerate(self.classes)}
+        unknown = {n for groups in groupings.values() for names in groups.values() for n in names} - set(local_ids)
+        if unknown:
+            raise ValueError(f"the groupings name classes that do not exist: {sorted(unknown)}")
+        self.groupings = {
+            grouping: {group: [local_ids[name] for name in names] for group, names in groups.items()}
+            for grouping, groups in groupings.items()
+        }
+
+    def count(
+        self, sample: Mapping, prediction: np.ndarray, ground_truth: np.ndarray, matrix: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Counts of one image for ``extra_matrices``.
+
+        Args:
+            sample: the mapped dataset dict.
+            prediction: (H, W) uint8 local ids.
+            ground_truth: (H, W) uint8 local ids.
+            matrix: (C, C + 1) the plain counts of this image.
+        """
+        return {}
+
+    def class_iou(self, matrix: np.ndarray) -> np.ndarray:
+        """IoU of each row of a matrix in [0, 1], (C,) float64; nan where the rule leaves a class out.
+
+        A class that is predicted but has no ground truth scores 0; one that is neither is left out.
+        """
+        num_classes = len(matrix)
+        hits = matrix.diagonal().astype(np.float64)
+        union = matrix.sum(1) + matrix[:, :num_classes].sum(0) - matrix.diagonal()
+        return np.divide(hits, union, out=np.full(num_classes, np.nan), where=union > 0)
+
+    def mean_iou(self, iou: np.ndarray, matrix: np.ndarray) -> float:
+        """The mean of the classes' scores."""
+        return confusion.mean(iou)
+
+    def group_matrix(self, matrix: np.ndarray, groups: Sequence[Sequence[int]]) -> np.ndarray:
+        """The matrix by which a grouping is scored, (G, G + 1)."""
+        return confusion.merge(matrix, groups)
+
+    def score(self, matrices: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """All scores of the rule.
+
+        Args:
+            matrices: ``"plain"`` and each of ``extra_matrices``, summed over all images and ranks.
+
+        Returns:
+            Fractions in [0, 1] or nan: ``mIoU``, ``IoU-<class>``, and per grouping ``<grouping>_mIoU``,
+            ``<grouping>_IoU-<group>``.
+        """
+        return self._scores(self.scored_matrix(matrices))
+
+    def scored_matrix(self, matrices: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The matrix that the rule scores."""
+        return matrices["plain"]
+
+    def _scores(self, matrix: np.ndarray) -> dict[str, float]:
+        iou = self.class_iou(matrix)
+        scores = {"mIoU": self.mean_iou(iou, matrix)}
+        scores.update({f"IoU-{name}": float(v) for name, v in zip(self.classes, iou, strict=True)})
+        for grouping, groups in self.groupings.items():
+            merged = self.group_matrix(matrix, list(groups.values()))
+            iou = self.class_iou(merged)
+            scores[f"{grouping}_mIoU"] = self.mean_iou(iou, merged)
+            scores.update({f"{grouping}_IoU-{name}": float(v) for name, v in zip(groups, iou, strict=True)})
+        return scores
+
+
+class CityscapesRule(OfficialRule):
+    """``cityscapesscripts``' pixel-level evaluation: class IoU and category IoU (its iIoU needs instance maps).
+
+    The script's matrix is over all label ids, but ignored rows are dropped, and every column that is no evaluated
+    class only adds false negatives, so the void column holds all that it needs.
+    """
+
+    title = "cityscapesscripts"
+
+
+class KittiRule(OfficialRule):
+    """KITTI's semantic benchmark: the Cityscapes script (its iIoU needs instance maps)."""
+
+    title = "KITTI (Cityscapes script)"
+
+
+class WildDashRule(OfficialRule):
+    """WildDash's "classic" IoU, Cityscapes style. The benchmark's script is not public."""
+
+    title = "WildDash classic (script not public)"
+
+
+class BddRule(OfficialRule):
+    """``bdd100k.eval.seg``: an extra column for out-of-range predictions; classes of the ground truth are averaged."""
+
+    title = "bdd100k.eval.seg"
+    difference = "classes without ground truth are printed as 0 but left out of the mean; its 'Acc' is precision"
+
+    def class_iou(self, matrix: np.ndarray) -> np.ndarray:
+        return np.nan_to_num(super().class_iou(matrix))
+
+    def mean_iou(self, iou: np.ndarray, matrix: np.ndarray) -> float:
+        return confusion.mean(iou[matrix.sum(1) > 0])
+
+    def score(self, matrices: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """As :meth:`OfficialRule.score`, and ``mAcc`` as the script defines it: the mean precision."""
+        matrix = self.scored_matrix(matrices)
+        predicted = matrix[:, : len(matrix)].sum(0)
+        precision = np.divide(matrix.diagonal(), predicted, out=np.zeros(len(matrix)), where=predicted > 0)
+        return {**self._scores(matrix), "mAcc": self.mean_iou(precision, matrix)}
+
+
+class IddRule(OfficialRule):
+    """IDD's ``evaluate_mIoU.py`` at the leaderboard's resolution.
+
+    Level 3 has a 27th column "misc", which is the void column here. The coarser levels leave that column out, so a void
+    prediction is no error there. The published script builds level 1 from level-2 indices but applies them to the
+    level-3 matrix; here level 1 is what its name says.
+    """
+
+    title = "IDD evaluate_mIoU.py at 1920x1080"
+    difference = (
+        "maps are resized to 1920x1080; a class that is predicted but has no ground truth scores 0, one that is neither "
+        "makes the mean n/a; coarser levels drop void predictions"
+    )
+    extra_matrices = ("resized",)
+    size = (1920, 1080)
+
+    def count(
+        self, sample: Mapping, prediction: np.ndarray, ground_truth: np.ndarray, matrix: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        if prediction.shape[::-1] != self.size:
+            resized = [
+                np.asarray(Image.fromarray(ids).resize(self.size, Image.Resampling.NEAREST))
+                for ids in (prediction, ground_truth)
+            ]
+            matrix = confusion.count(*resized, len(self.classes))
+        return {"resized": matrix}
+
+    def scored_matrix(self, matrices: Mapping[str, np.ndarray]) -> np.ndarray:
+        return matrices["resized"]
+
+    def mean_iou(self, iou: np.ndarray, matrix: np.ndarray) -> float:
+        return float(iou.mean())
+
+    def group_matrix(self, matrix: np.ndarray, groups: Sequence[Sequence[int]]) -> np.ndarray:
+        return _without_void(super().group_matrix(matrix, groups))
+
+
+class MapillaryRule(OfficialRule):
+    """Mapillary's evaluation: rows and columns of labels that are not evaluated are removed."""
+
+    title = "mapillary_vistas"
+    difference = "a void prediction is dropped, not a false negative; a class predicted without ground truth scores 0"
+
+    def scored_matrix(self, matrices: Mapping[str, np.ndarray]) -> np.ndarray:
+        return _without_void(matrices["plain"])
+
+
+class CocoStuffRule(OfficialRule):
+    """The COCO-Stuff evaluation of deeplab-pytorch: the mean over the classes that occur in the ground truth.
+
+    The ids that were never annotated (11 of 182) are no classes here, and would be left out of the mean if they were.
+    """
+
+    title = "COCO-Stuff (deeplab-pytorch)"
+    difference = "classes without ground truth, and so the 11 empty ids of 182, are left out: the same as the plain score"
+
+    def class_iou(self, matrix: np.ndarray) -> np.ndarray:
+        return confusion.class_iou(matrix)
+
+
+#: By the name that dataset specs use.
+OFFICIAL_RULES: dict[str, type[OfficialRule]] = {
+    "cityscapes": CityscapesRule,
+    "kitti": KittiRule,
+    "wilddash2": WildDashRule,
+    "bdd100k": BddRule,
+    "idd": IddRule,
+    "mapillary": MapillaryRule,
+    "coco_stuff": CocoStuffRule,
+}
+
+
+def build_rule(name: str, classes: Sequence[str], groupings: Groupings) -> OfficialRule | None:
+    """Builds the rule that a spec names; None for ``"none"``, where the plain scores are the dataset's own.
+
+    Raises:
+        KeyError: there is no such rule.
+        ValueError: a grouping names an unknown class.
+    """
+    return None if name == "none" else OFFICIAL_RULES[name](classes, groupings)
+
+
+def _without_void(matrix: np.ndarray) -> np.ndarray:
+    return np.concatenate([matrix[:, :-1], np.zeros_like(matrix[:, -1:])], axis=1)
