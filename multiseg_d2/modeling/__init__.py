@@ -1,0 +1,8 @@
+"""The network: importing this package registers backbones, decoders, heads and the meta-architecture."""
+
+from . import backbones, decoders, heads  # noqa: F401  (registration)
+from .active import active_datasets, current_groups
+from .batch import Batch
+from .segmentor import MultiDatasetSegmentor
+
+__all__ = ["Batch", "MultiDatasetSegmentor", "active_datasets", "current_groups"]

@@ -1,0 +1,160 @@
+"""The meta-architecture: one network for images of several datasets, each with a label space of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone, build_sem_seg_head
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from multiseg_d2.label_space import IGNORE, LabelSpace
+
+from .active import active_datasets
+from .batch import Batch, count_valid, group_by_dataset, pad_and_stack, runs
+from .catalog import requested_space
+from .norm_conversion import apply_dataset_norm
+
+__all__ = ["MultiDatasetSegmentor"]
+
+
+@META_ARCH_REGISTRY.register()
+class MultiDatasetSegmentor(nn.Module):
+    """Backbone and head over batches that mix datasets.
+
+    In training a list of samples gives a dict of losses; in evaluation it gives one score map per sample. Which dataset
+    an image belongs to is read from the sample, and told to the norm layers for the time of the pass.
+    """
+
+    @configurable
+    def __init__(
+        self, *, backbone: nn.Module, sem_seg_head: nn.Module, pixel_mean: Sequence[float], pixel_std: Sequence[float]
+    ) -> None:
+        """
+        Args:
+            backbone: a Detectron2 backbone: (N, 3, H, W) -> features by name.
+            sem_seg_head: see :class:`multiseg_d2.modeling.heads.Head`.
+            pixel_mean: per channel, in the order of ``INPUT.FORMAT``, on the scale 0 to 255.
+            pixel_std: likewise.
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.sem_seg_head = sem_seg_head
+        # As in Detectron2 not part of the state dict: they are known from the config.
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        backbone = build_backbone(cfg)
+        head = build_sem_seg_head(cfg, backbone.output_shape())
+        parts = apply_dataset_norm(cfg, nn.ModuleDict({"backbone": backbone, "sem_seg_head": head}))
+        return {
+            "backbone": parts["backbone"],
+            "sem_seg_head": parts["sem_seg_head"],
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    def class_names(self) -> dict[str, list[str]]:
+        """Class names of each label space that the model knows, in local order: what a checkpoint is compared by."""
+        return {name: list(space.classes) for name, space in self.sem_seg_head.spaces.items()}
+
+    def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        """
+        Args:
+            batched_inputs: samples with
+
+                * ``image``: (3, h, w) uint8 or float on the scale 0 to 255, channels in the order of ``INPUT.FORMAT``
+                * ``dataset``: whose image it is
+                * ``sem_seg``: (h, w) uint8 local ids, training only; unlabelled if absent
+                * ``height``, ``width``: size of the wanted scores, evaluation only; default: the image's
+                * ``label_space``: classes of the wanted scores, evaluation only; default: the dataset's
+
+        Returns:
+            Training: scalar losses by name (``loss_...``). Evaluation: for each sample ``{"sem_seg": (C, height, width)
+            float32 logits}`` of the C classes of its label space.
+        """
+        if not self.training:
+            return self.inference(batched_inputs)
+        batch = self.make_batch(batched_inputs)
+        with active_datasets(batch.groups):
+            return self.sem_seg_head.losses(self.backbone(batch.images), batch)
+
+    def make_batch(self, samples: Sequence[dict], with_targets: bool = True) -> Batch:
+        """Sorts samples by dataset, normalises and stacks them on the model's device."""
+        known = tuple(self.sem_seg_head.datasets)
+        samples, _ = group_by_dataset(samples, known)
+        groups = runs([s["dataset"] for s in samples])
+        images = [s["image"].to(self.device, non_blocking=True) for s in samples]
+        sizes = [(int(i.shape[-2]), int(i.shape[-1])) for i in images]
+        padded = self._padded_size(sizes)
+        if all(size == padded for size in sizes):  # the rule in training: one call over the whole batch
+            tensor = self._normalize(torch.stack(images))
+        else:  # the padding is 0 after normalisation, as in Detectron2
+            tensor = pad_and_stack([self._normalize(i) for i in images], padded, 0.0)
+        batch = Batch(tensor, None, groups, sizes, list(samples))
+        if with_targets:
+            self._add_targets(batch, known)
+        return batch
+
+    def _add_targets(self, batch: Batch, known: tuple[str, ...]) -> None:
+        unknown = [f"{s['dataset']} ({s.get('file_name')})" for s in batch.inputs if s["dataset"] not in known]
+        if unknown:
+            raise ValueError(f"the model was built for {list(known)} and cannot be trained on images of {unknown}")
+        targets = [
+            s["sem_seg"].to(self.device, non_blocking=True)
+            if "sem_seg" in s
+            else torch.full(size, IGNORE, dtype=torch.uint8, device=self.device)
+            for s, size in zip(batch.inputs, batch.image_sizes)
+        ]
+        targets = pad_and_stack(targets, batch.images.shape[-2:], IGNORE)  # (N, H, W), as small as they came
+        batch.num_valid = count_valid(targets, batch.slices(), known)
+        batch.targets = targets.long()
+
+    def _normalize(self, images: Tensor) -> Tensor:
+        return (images - self.pixel_mean).div_(self.pixel_std)  # uint8 - float32 is float32
+
+    def _padded_size(self, sizes: list[tuple[int, int]]) -> tuple[int, int]:
+        step = max(int(self.backbone.size_divisibility), 1)
+        height, width = (max(side) for side in zip(*sizes))
+        return -(-height // step) * step, -(-width // step) * step
+
+    @torch.no_grad()
+    def inference(self, samples: Sequence[dict]) -> list[dict[str, Tensor]]:
+        """Scores of each sample, see :meth:`forward`. A sample's scores do not depend on the others in the list."""
+        spaces = [requested_space(s, self.sem_seg_head.spaces) for s in samples]
+        alike: dict[tuple, list[int]] = {}  # images of one size, so that none is padded for the sake of another
+        for i, (sample, space) in enumerate(zip(samples, spaces)):
+            alike.setdefault((sample["dataset"], id(space), tuple(sample["image"].shape)), []).append(i)
+        results: list[dict[str, Tensor]] = [{} for _ in samples]
+        for indices in alike.values():
+            scores = self._scores([samples[i] for i in indices], spaces[indices[0]])
+            for i, score in zip(indices, scores):
+                results[i] = {"sem_seg": score}
+        return results
+
+    def _scores(self, samples: list[dict], space: LabelSpace) -> list[Tensor]:
+        batch = self.make_batch(samples, with_targets=False)
+        with active_datasets(batch.groups):
+            logits = self.sem_seg_head.logits(self.backbone(batch.images), space)  # (N, C, h, w)
+        padded, (height, width) = batch.images.shape[-2:], batch.image_sizes[0]
+        if (height, width) != tuple(padded):
+            logits = F.interpolate(logits.float(), size=padded, mode="bilinear", align_corners=False)
+            logits = logits[..., :height, :width]
+        return [
+            _resize(score[None].float(), (s.get("height", height), s.get("width", width)))[0]  # (C, height, width)
+            for s, score in zip(samples, logits)
+        ]
+
+
+def _resize(scores: Tensor, size: tuple[int, int]) -> Tensor:
+    if tuple(scores.shape[-2:]) == size:
+        return scores
+    return F.interpolate(scores, size=size, mode="bilinear", align_corners=False)
