@@ -1,0 +1,170 @@
+"""Augmentation as Detectron2 transforms: one object per drawn change, applied to images, labels, boxes and points.
+
+All of them are drawn from a generator that the caller seeds, never from a global one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import cv2
+import numpy as np
+from detectron2.data.transforms import NoOpTransform, Transform
+
+__all__ = ["ColorJitter", "CropWindow", "draw_color_jitter", "draw_crop", "draw_scale"]
+
+
+class CropWindow(Transform):
+    """Random scale, crop and flip in one step: takes a window of the *original* pixels and resizes that alone.
+
+    Equal to resizing the whole image and then cropping, up to the rounding of the window to whole pixels, at a fraction
+    of the work. Coordinates are Detectron2's: continuous, an image of width W spans [0, W].
+
+    Args:
+        x0, y0: upper left corner of the window, original pixels.
+        w, h: size of the window, original pixels.
+        out_w, out_h: size of the result.
+        flip: mirror the result horizontally.
+
+    Rows of the original below ``y0 + h`` are not read and need not be decoded.
+    """
+
+    def __init__(self, x0: int, y0: int, w: int, h: int, out_w: int, out_h: int, flip: bool = False) -> None:
+        super().__init__()
+        self._set_attributes(locals())
+
+    def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
+        """Applies the window to an image or to soft label maps.
+
+        Args:
+            img: (H, W) or (H, W, C), uint8 or float32.
+            interp: an OpenCV interpolation; default: bilinear, and area averaging when shrinking below one half, where
+                bilinear would skip pixels.
+
+        Returns:
+            (out_h, out_w) or (out_h, out_w, C), same type.
+        """
+        if interp is None:
+            shrinks = self.out_h < 0.5 * self.h or self.out_w < 0.5 * self.w
+            interp = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        return self._resample(img, interp)
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """Applies the window to ids, by nearest neighbour, with pixel centres where :meth:`apply_image` has them.
+
+        Args:
+            segmentation: (H, W) or (H, W, 3), uint8 or uint16.
+        """
+        return self._resample(segmentation, cv2.INTER_NEAREST_EXACT)
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        """Applies the window to (N, 2) points (x, y); those outside get coordinates outside [0, out_w] x [0, out_h]."""
+        coords = np.asarray(coords, np.float64)
+        x = (coords[:, 0] - self.x0) * (self.out_w / self.w)
+        y = (coords[:, 1] - self.y0) * (self.out_h / self.h)
+        return np.stack((self.out_w - x if self.flip else x, y), axis=1)
+
+    def _resample(self, pixels: np.ndarray, interp: int) -> np.ndarray:
+        result = pixels[self.y0 : self.y0 + self.h, self.x0 : self.x0 + self.w]  # a view
+        if (self.h, self.w) != (self.out_h, self.out_w):
+            result = cv2.resize(result, (self.out_w, self.out_h), interpolation=interp)
+        if self.flip:
+            result = cv2.flip(result, 1)
+        return result.reshape(self.out_h, self.out_w, *pixels.shape[2:])  # OpenCV drops a channel axis of length 1
+
+
+class ColorJitter(Transform):
+    """Brightness, contrast and saturation, in this order; leaves labels, boxes and points alone.
+
+    Args:
+        brightness: factor of all values.
+        contrast: factor of the distances from the mean grey.
+        saturation: factor of the distances from each pixel's grey.
+        order: channel order of the images, ``"BGR"`` or ``"RGB"``.
+    """
+
+    def __init__(self, brightness: float, contrast: float, saturation: float, order: str = "BGR") -> None:
+        super().__init__()
+        self._set_attributes(locals())
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        """Returns a changed copy of an (H, W, 3) uint8 image."""
+        to_grey = cv2.COLOR_BGR2GRAY if self.order == "BGR" else cv2.COLOR_RGB2GRAY
+        img = np.ascontiguousarray(img)
+        middle = self.brightness * cv2.mean(cv2.cvtColor(img, to_grey))[0]
+        values = (np.arange(256) * self.brightness - middle) * self.contrast + middle
+        img = cv2.LUT(img, np.clip(np.rint(values), 0, 255).astype(np.uint8))
+        if self.saturation == 1:
+            return img
+        grey = cv2.cvtColor(cv2.cvtColor(img, to_grey), cv2.COLOR_GRAY2BGR)
+        return cv2.addWeighted(img, self.saturation, grey, 1 - self.saturation, 0)
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        """Returns the coordinates unchanged."""
+        return coords
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """Returns the label map unchanged."""
+        return segmentation
+
+
+def draw_scale(rng: np.random.Generator, scale_range: Sequence[float]) -> float:
+    """Draws a scale.
+
+    Args:
+        rng: source of randomness.
+        scale_range: (low, high) or (low, high, step); with step > 0 from the grid low, low + step, ... <= high.
+    """
+    low, high, step = (*scale_range, 0.0)[:3]
+    if step > 0:
+        count = int(np.floor((high - low) / step + 1e-6)) + 1
+        return float(low + step * int(rng.random() * count))
+    return float(low + (high - low) * rng.random())
+
+
+def draw_crop(
+    rng: np.random.Generator,
+    height: int,
+    width: int,
+    scale: float,
+    crop_size: tuple[int, int] | None,
+    flip_probability: float = 0.0,
+    accept: Callable[[CropWindow], bool] | None = None,
+    tries: int = 10,
+) -> CropWindow:
+    """Draws where to crop an image that is to be scaled by ``scale``.
+
+    Args:
+        rng: source of randomness.
+        height, width: original size.
+        scale: the factor; 1 keeps the size.
+        crop_size: (height, width) of the crop in scaled pixels, None = everything. A smaller image is taken whole.
+        flip_probability: of mirroring horizontally.
+        accept: whether a window will do; asked at most ``tries`` times, the last window is taken in any case.
+        tries: how many windows are drawn at most.
+    """
+    rows, out_h = _extent(height, scale, crop_size[0] if crop_size else None)
+    columns, out_w = _extent(width, scale, crop_size[1] if crop_size else None)
+    flip = bool(rng.random() < flip_probability)
+    for _ in range(tries):
+        y0 = int(rng.random() * (height - rows + 1))
+        x0 = int(rng.random() * (width - columns + 1))
+        window = CropWindow(x0, y0, columns, rows, out_w, out_h, flip)
+        if accept is None or accept(window):
+            break
+    return window
+
+
+def _extent(length: int, scale: float, crop: int | None) -> tuple[int, int]:
+    """Pixels taken from an axis of the original, and how many they become."""
+    scaled = max(1, round(length * scale))
+    if crop is None or scaled <= crop:
+        return length, scaled
+    return min(length, max(1, round(crop / scale))), crop
+
+
+def draw_color_jitter(rng: np.random.Generator, strength: float, order: str) -> Transform:
+    """Draws the three factors of a :class:`ColorJitter` from [1 - strength, 1 + strength]."""
+    if strength == 0:
+        return NoOpTransform()
+    return ColorJitter(*(1 + strength * (2 * rng.random(3) - 1)).tolist(), order)

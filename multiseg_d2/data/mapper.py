@@ -1,0 +1,285 @@
+"""Dataset dict -> sample: what Detectron2's ``DatasetMapper`` does, for label maps of any encoding.
+
+The order is what makes it fast: the window is drawn from the sizes in the file headers, only the rows that it needs are
+decoded where the format allows that, only the window is resized, and only the crop is translated to local ids.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import MetadataCatalog
+from detectron2.data import detection_utils as d2_utils
+
+from ..label_space import IGNORE, ILLEGAL, LabelSpace, remap
+from .augment import CropWindow, draw_color_jitter, draw_crop, draw_scale
+from .reader import LabelReader, check_sizes, decode_color, label_path, open_file
+
+__all__ = ["LabelTarget", "TestMapper", "TrainMapper", "label_targets"]
+
+_logger = logging.getLogger(__name__)
+_PASSED_ON = ("catalog", "file_name", "image_id", "sem_seg_file_name", "pan_seg_file_name")
+
+
+@dataclass(frozen=True)
+class LabelTarget:
+    """How the labels of one catalog entry are read and in whose classes they come out.
+
+    Attributes:
+        dataset: whose label space the samples are in.
+        reader: translates stored pixels into that space.
+        translation: (C,) uint8, local id of the entry's own space -> local id of ``dataset``'s or ``IGNORE``, for boxes
+            and tags; None where they are the same.
+    """
+
+    dataset: str
+    reader: LabelReader
+    translation: np.ndarray | None = None
+
+
+def label_targets(catalogs: Sequence[str], remap_to: str = "") -> dict[str, LabelTarget]:
+    """The label targets of catalog entries.
+
+    Args:
+        catalogs: names in ``MetadataCatalog``.
+        remap_to: dataset whose classes all labels are translated into, "" = each entry keeps its own.
+
+    Raises:
+        ValueError: ``remap_to`` is not registered.
+    """
+    target = _space_of(remap_to) if remap_to else None
+    targets = {}
+    for catalog in catalogs:
+        metadata = MetadataCatalog.get(catalog)
+        if target is None or metadata.dataset == remap_to:
+            targets[catalog] = LabelTarget(metadata.dataset, LabelReader.from_catalog(catalog))
+            continue
+        translation = remap(metadata.label_space, target)  # (C,)
+        dropped = [c for c, t in zip(metadata.label_space.classes, translation) if t == IGNORE]
+        _logger.info("%s -> classes of %s; without a counterpart, ignored: %s", catalog, remap_to, ", ".join(dropped) or "none")
+        own = metadata.label_space.raw_to_local
+        composed = np.where(own < ILLEGAL, np.append(translation, np.zeros(256 - len(translation), np.uint8))[own], own)
+        targets[catalog] = LabelTarget(remap_to, LabelReader.from_catalog(catalog, composed), translation)
+    return targets
+
+
+def _space_of(dataset: str) -> LabelSpace:
+    for catalog in MetadataCatalog.list():
+        metadata = MetadataCatalog.get(catalog)
+        if metadata.get("dataset") == dataset:
+            return metadata.label_space
+    raise ValueError(f"DATASETS.REMAP_TO: no dataset named {dataset!r} is registered.")
+
+
+class TrainMapper:
+    """Reads, augments and translates one training image.
+
+    Args:
+        targets: per catalog entry, from :func:`label_targets`.
+        image_format: ``"BGR"`` or ``"RGB"``.
+        crop_size: (height, width) of the samples, None = whole images at the drawn scale.
+        scale_range: (low, high) or (low, high, step), see :func:`draw_scale`.
+        flip_probability: of a horizontal flip.
+        single_category_max_area: a crop in which one class holds more than this share of the labelled pixels, or that
+            has none, is drawn again, 10 tries in all; 1 = off.
+        color_jitter: strength of brightness, contrast and saturation jitter in [0, 1).
+        pad_value: three numbers in the order of ``image_format``, what crops beyond the image hold.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        targets: Mapping[str, LabelTarget],
+        *,
+        image_format: str = "BGR",
+        crop_size: tuple[int, int] | None = None,
+        scale_range: Sequence[float] = (1.0, 1.0),
+        flip_probability: float = 0.0,
+        single_category_max_area: float = 1.0,
+        color_jitter: float = 0.0,
+        pad_value: Sequence[float] = (0.0, 0.0, 0.0),
+    ) -> None:
+        self.targets = dict(targets)
+        self.image_format = image_format
+        self.crop_size = None if crop_size is None else tuple(crop_size)
+        self.scale_range = tuple(scale_range)
+        self.flip_probability = flip_probability
+        self.single_category_max_area = single_category_max_area
+        self.color_jitter = color_jitter
+        self.pad_value = np.rint(pad_value).astype(np.uint8)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Arguments from INPUT, MODEL.PIXEL_MEAN, DATASETS.TRAIN and DATASETS.REMAP_TO."""
+        return {
+            "targets": label_targets(cfg.DATASETS.TRAIN, cfg.DATASETS.REMAP_TO),
+            "image_format": cfg.INPUT.FORMAT,
+            "crop_size": _crop_size(cfg),
+            "scale_range": _scale_range(cfg),
+            "flip_probability": _flip_probability(cfg),
+            "single_category_max_area": cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA,
+            "color_jitter": cfg.INPUT.COLOR_JITTER,
+            "pad_value": cfg.MODEL.PIXEL_MEAN,
+        }
+
+    def __call__(self, dataset_dict: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        """Maps one dataset dict; the dict itself is not changed.
+
+        Args:
+            dataset_dict: as registered.
+            rng: the only source of randomness.
+
+        Returns:
+            A sample: ``image`` (3, H, W) uint8; ``sem_seg`` (H, W) uint8 local ids, if there is a label; ``dataset``,
+            ``catalog``, ``file_name``, ``image_id``; ``height`` and ``width`` of the original; ``instances`` and
+            ``image_tags`` if the dict has boxes or tags, boxes in the sample's coordinates.
+
+        Raises:
+            BadFileError: a file is missing, broken, or does not fit the spec or the other one's size.
+            IllegalLabelError: the crop holds ids that the label space does not know.
+        """
+        target = self.targets[dataset_dict["catalog"]]
+        file = open_file(dataset_dict["file_name"])
+        label_file = open_file(label_path(dataset_dict)) if label_path(dataset_dict) else None
+        check_sizes(file, label_file, dataset_dict)
+
+        scale = draw_scale(rng, self.scale_range)
+        choose = label_file is not None and self.single_category_max_area < 1
+        stored = target.reader.decode(label_file) if choose else None
+
+        def is_balanced(window: CropWindow) -> bool:
+            local = target.reader.to_local(window.apply_segmentation(stored), dataset_dict)
+            counts = np.bincount(local.reshape(-1), minlength=256)[:IGNORE]
+            return 0 < counts.max() <= self.single_category_max_area * counts.sum()
+
+        window = draw_crop(
+            rng, file.height, file.width, scale, self.crop_size, self.flip_probability, is_balanced if choose else None
+        )
+        rows = window.y0 + window.h
+        pixels = window.apply_image(decode_color(file, self.image_format, rows))  # (h, w, 3)
+        pixels = draw_color_jitter(rng, self.color_jitter, self.image_format).apply_image(pixels)
+
+        size = self.crop_size or pixels.shape[:2]
+        sample = {key: dataset_dict[key] for key in _PASSED_ON if key in dataset_dict}
+        sample.update(dataset=target.dataset, height=file.height, width=file.width)
+        sample["image"] = torch.from_numpy(_to_planes(pixels, size, self.pad_value))  # (3, H, W)
+        if label_file is not None:
+            stored = target.reader.decode(label_file, rows) if stored is None else stored
+            local = target.reader.to_local(window.apply_segmentation(stored), dataset_dict)  # (h, w)
+            sample["sem_seg"] = torch.from_numpy(_pad_label(local, size))  # (H, W)
+        _add_weak_labels(sample, dataset_dict, target, window, size)
+        return sample
+
+
+class TestMapper:
+    """Reads one image for inference; labels are read by the evaluator (``read_local_label``).
+
+    Args:
+        image_format: ``"BGR"`` or ``"RGB"``.
+        min_size: the shorter side is resized to this; 0 = the image keeps its size.
+        max_size: limit of the longer side, if ``min_size`` is not 0.
+    """
+
+    __test__ = False  # not a test class, whatever pytest thinks
+
+    @configurable
+    def __init__(self, *, image_format: str = "BGR", min_size: int = 0, max_size: int = 0) -> None:
+        self.image_format = image_format
+        self.min_size = min_size
+        self.max_size = max_size
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Arguments from INPUT.FORMAT, INPUT.MIN_SIZE_TEST and INPUT.MAX_SIZE_TEST."""
+        return {
+            "image_format": cfg.INPUT.FORMAT,
+            "min_size": cfg.INPUT.MIN_SIZE_TEST,
+            "max_size": cfg.INPUT.MAX_SIZE_TEST,
+        }
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        """Returns the dataset dict with ``image`` (3, H, W) uint8 and the original ``height`` and ``width`` added.
+
+        Raises:
+            BadFileError: the image is missing, broken, or not of the size that the dict states.
+        """
+        file = open_file(dataset_dict["file_name"])
+        check_sizes(file, None, dataset_dict)
+        scale = self.min_size / min(file.height, file.width) if self.min_size else 1.0
+        if self.min_size and self.max_size:
+            scale = min(scale, self.max_size / max(file.height, file.width))
+        out_h, out_w = (max(1, int(side * scale + 0.5)) for side in (file.height, file.width))
+        window = CropWindow(0, 0, file.width, file.height, out_w, out_h)
+        pixels = window.apply_image(decode_color(file, self.image_format))
+        image = torch.from_numpy(_to_planes(pixels, (out_h, out_w), None))  # (3, H, W)
+        return {**dataset_dict, "image": image, "height": file.height, "width": file.width}
+
+
+def _to_planes(pixels: np.ndarray, size: tuple[int, int], pad_value: np.ndarray | None) -> np.ndarray:
+    """(h, w, 3) -> (3, H, W), padded at the bottom and right."""
+    height, width = pixels.shape[:2]
+    planes = np.empty((3, *size), np.uint8)
+    if (height, width) == tuple(size):
+        cv2.split(np.ascontiguousarray(pixels), list(planes))  # six times faster than a transposed copy
+        return planes
+    planes[:] = pad_value[:, None, None]
+    planes[:, :height, :width] = pixels.transpose(2, 0, 1)
+    return planes
+
+
+def _pad_label(local: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    if local.shape == tuple(size):
+        return local
+    padded = np.full(size, IGNORE, np.uint8)
+    padded[: local.shape[0], : local.shape[1]] = local
+    return padded
+
+
+def _add_weak_labels(
+    sample: dict[str, Any], dataset_dict: dict[str, Any], target: LabelTarget, window: CropWindow, size: tuple[int, int]
+) -> None:
+    def translate(local_id: int) -> int:
+        return local_id if target.translation is None else int(target.translation[local_id])
+
+    if "annotations" in dataset_dict:
+        boxes = []
+        for annotation in dataset_dict["annotations"]:
+            category = translate(annotation["category_id"])
+            if annotation.get("iscrowd", 0) == 0 and category != IGNORE:
+                box = {"bbox": annotation["bbox"], "bbox_mode": annotation["bbox_mode"], "category_id": category}
+                boxes.append(d2_utils.transform_instance_annotations(box, [window], (window.out_h, window.out_w)))
+        sample["instances"] = d2_utils.filter_empty_instances(d2_utils.annotations_to_instances(boxes, tuple(size)))
+    if "image_tags" in dataset_dict:
+        tags = {translate(tag) for tag in dataset_dict["image_tags"]} - {IGNORE}
+        sample["image_tags"] = sorted(tags)
+
+
+def _crop_size(cfg: CfgNode) -> tuple[int, int] | None:
+    if not cfg.INPUT.CROP.ENABLED:
+        return None
+    if cfg.INPUT.CROP.TYPE != "absolute":
+        raise ValueError(f"INPUT.CROP.TYPE is {cfg.INPUT.CROP.TYPE!r}: only 'absolute' (SIZE in pixels) is implemented.")
+    height, width = cfg.INPUT.CROP.SIZE
+    if height != int(height) or width != int(width) or min(height, width) < 1:
+        raise ValueError(f"INPUT.CROP.SIZE is {cfg.INPUT.CROP.SIZE}: with TYPE 'absolute' it is (height, width) in pixels.")
+    return int(height), int(width)
+
+
+def _scale_range(cfg: CfgNode) -> tuple[float, ...]:
+    values = tuple(cfg.INPUT.SCALE_RANGE)
+    if len(values) not in (2, 3) or not 0 < values[0] <= values[1] or (len(values) == 3 and values[2] < 0):
+        raise ValueError(f"INPUT.SCALE_RANGE is {values}: (low, high) or (low, high, step), 0 < low <= high, is needed.")
+    return values
+
+
+def _flip_probability(cfg: CfgNode) -> float:
+    if cfg.INPUT.RANDOM_FLIP not in ("horizontal", "none"):
+        raise ValueError(f"INPUT.RANDOM_FLIP is {cfg.INPUT.RANDOM_FLIP!r}: only 'horizontal' and 'none' are implemented.")
+    return 0.5 if cfg.INPUT.RANDOM_FLIP == "horizontal" else 0.0
