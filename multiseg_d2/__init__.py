@@ -6,4 +6,11 @@ from . import compat
 
 compat.install()  # before anything imports detectron2
 
+from .config import add_multiseg_config  # noqa: E402
+from .data.register import register_dataset, register_packaged  # noqa: E402
+from .label_space import LabelSpace  # noqa: E402
+
 __version__ = "0.1.0"
+__all__ = ["LabelSpace", "__version__", "add_multiseg_config", "register_dataset"]
+
+register_packaged()

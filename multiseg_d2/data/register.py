@@ -1,0 +1,251 @@
+"""Dataset specs -> Detectron2's ``DatasetCatalog`` and ``MetadataCatalog``, one entry ``<name>_<split>`` per split.
+
+Registering reads spec and taxonomy files only; the data root is looked at when an entry is loaded. Each entry's metadata
+has ``stuff_classes``, ``stuff_colors``, ``ignore_label``, ``evaluator_type``, ``label_space``, ``dataset``, ``split``,
+``spec`` and ``annotation``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.catalog import Metadata
+
+from ..label_space import IGNORE, LabelSpace
+from ..taxonomy import Taxonomy
+from ..yaml_file import did_you_mean
+from .files import data_root, list_pairs
+from .spec import DatasetSpec, SplitSpec, load_spec, packaged_specs
+
+__all__ = [
+    "EVALUATOR_TYPE",
+    "EXACT_NAMES",
+    "RegistrationError",
+    "current_taxonomy",
+    "data_root",
+    "register_dataset",
+    "register_from_config",
+    "register_packaged",
+    "unregister_dataset",
+    "use_taxonomy",
+]
+
+logger = logging.getLogger(__name__)
+
+EVALUATOR_TYPE = "multiseg_sem_seg"
+#: Value of ``DATASETS.TAXONOMY`` for a union by exact class name.
+EXACT_NAMES = "exact_names"
+_PACKAGED_TAXONOMY = Path(__file__).resolve().parent / "taxonomy.yaml"
+
+
+class RegistrationError(ValueError):
+    """A dataset cannot be registered beside those that are, or a name is not registered."""
+
+
+class _State:
+    """What is registered. ``base`` is the taxonomy as chosen, ``taxonomy`` has the datasets that it does not list added."""
+
+    def __init__(self) -> None:
+        self.specs: dict[str, DatasetSpec] = {}
+        self.choice: tuple[str, tuple[str, ...]] = ("", ())
+        self.base: Taxonomy | None = None
+        self.taxonomy: Taxonomy | None = None
+
+
+_state = _State()
+
+
+def register_dataset(path_or_name: str | Path) -> list[str]:
+    """Registers a dataset spec.
+
+    Args:
+        path_or_name: path of a spec file, or the name of a packaged spec.
+
+    Returns:
+        Names of the catalog entries, for example ``["camvid_train", "camvid_val", "camvid_test"]``. Registering the
+        same spec again does nothing.
+
+    Raises:
+        SpecError: something is wrong with the file.
+        RegistrationError: the name is taken by another spec, or the classes differ from those of its ``dataset``.
+    """
+    return _register(load_spec(path_or_name))
+
+
+def register_packaged() -> list[str]:
+    """Registers the specs that come with the package; returns the names of their entries."""
+    return [name for spec in packaged_specs() for name in _register(_packaged_spec(spec))]
+
+
+def register_from_config(cfg: CfgNode) -> None:
+    """Registers ``cfg.DATASETS.SPECS`` and rebuilds all label spaces for ``cfg.DATASETS.TAXONOMY``.
+
+    A union by exact names is that of the datasets in ``cfg.DATASETS.TRAIN``; what only other datasets have comes after.
+
+    Raises:
+        RegistrationError: also for a name in ``DATASETS.TRAIN`` or ``DATASETS.TEST`` that is not registered.
+    """
+    for item in cfg.DATASETS.SPECS:
+        register_dataset(item)
+    for key in ("TRAIN", "TEST"):
+        for name in cfg.DATASETS[key]:
+            _spec_of(name, f"DATASETS.{key}")
+    use_taxonomy(cfg.DATASETS.TAXONOMY, cfg.DATASETS.TRAIN)
+
+
+def use_taxonomy(choice: str = "", union_of: Sequence[str] = ()) -> Taxonomy:
+    """Chooses the taxonomy and rebuilds the label spaces of all entries; the only way in which metadata change.
+
+    ``MetadataCatalog.get(name)`` returns a new object afterwards; one that was taken before keeps the old label space.
+
+    Args:
+        choice: as ``DATASETS.TAXONOMY``: ``""`` = packaged file, ``"exact_names"``, or the path of a file.
+        union_of: for ``"exact_names"`` the catalog entries whose class names make up the union.
+
+    Returns:
+        The taxonomy, with the datasets that it did not list added at its end.
+    """
+    union = {}
+    if choice == EXACT_NAMES:
+        union = {spec.dataset: spec.class_names for spec in (_spec_of(name, "union_of") for name in union_of)}
+    new_choice = (choice, tuple(union))
+    if new_choice == _state.choice and choice in ("", EXACT_NAMES) and _state.taxonomy is not None:
+        return _state.taxonomy  # a file of the user's is read again: it may have changed
+    if choice == EXACT_NAMES:
+        base = Taxonomy.exact_names(union)
+    else:
+        base = Taxonomy.load(choice) if choice else _packaged_taxonomy()
+    _rebuild(base)
+    _state.choice = new_choice
+    return current_taxonomy()
+
+
+def current_taxonomy() -> Taxonomy:
+    """The taxonomy behind the label spaces: the chosen one and, at its end, what registered datasets brought along."""
+    if _state.taxonomy is None:
+        _state.base = _state.taxonomy = _packaged_taxonomy()
+    return _state.taxonomy
+
+
+def unregister_dataset(name: str) -> list[str]:
+    """Removes the entries of a spec, for example to register a changed version of its file.
+
+    Args:
+        name: of the spec, for example ``"camvid"``.
+
+    Returns:
+        Names of the removed entries.
+    """
+    if name not in _state.specs:
+        raise RegistrationError(f"no dataset spec {name!r} is registered{did_you_mean(name, _state.specs)}")
+    removed = [split.catalog for split in _state.specs.pop(name).splits.values()]
+    for entry in removed:
+        DatasetCatalog.pop(entry, None)
+        MetadataCatalog.pop(entry, None)
+    _rebuild(_state.base)  # universal classes that this dataset brought along go with it
+    return removed
+
+
+def _register(spec: DatasetSpec) -> list[str]:
+    names = [split.catalog for split in spec.splits.values()]
+    known = _state.specs.get(spec.name)
+    if known == spec and all(name in DatasetCatalog for name in names):
+        return names
+    if known is not None and known != spec:
+        raise RegistrationError(
+            f"{spec.path}: a dataset spec called {spec.name!r} is registered already, from {known.path}, with other content. "
+            f"Choose another `name`, or call unregister_dataset({spec.name!r}) first."
+        )
+    for name in names:
+        owner = next((s.name for s in _state.specs.values() for t in s.splits.values() if t.catalog == name), None)
+        if known is None and (owner or name in DatasetCatalog):
+            by = f"dataset spec {owner!r}" if owner else "other code"
+            raise RegistrationError(f"{spec.path}: the entry {name!r} is registered already, by {by}. Choose another `name`.")
+    _check_same_classes(spec)
+    current_taxonomy()
+    spaces, _state.taxonomy = _label_spaces([spec], _state.base, _state.taxonomy)
+    _state.specs[spec.name] = spec
+    for split in spec.splits.values():
+        _set_metadata(split, spaces[spec.name])
+        DatasetCatalog.pop(split.catalog, None)
+        DatasetCatalog.register(split.catalog, lambda split=split: list_pairs(split, data_root()))
+    return names
+
+
+def _check_same_classes(spec: DatasetSpec) -> None:
+    """Specs of one dataset share norm branch and classifier, so their classes must be the same, in the same order."""
+    for other in _state.specs.values():
+        if other.dataset != spec.dataset or other.name == spec.name:
+            continue
+        ours, theirs = ([(c.name, c.covers) for c in s.classes] for s in (spec, other))
+        if ours != theirs:
+            raise RegistrationError(
+                f"{spec.path}: dataset {spec.dataset!r} has, in the spec {other.name!r}, the classes {list(other.class_names)}, "
+                f"but here {list(spec.class_names)} (or other `covers`). Give this spec a `dataset` of its own."
+            )
+
+
+def _rebuild(base: Taxonomy) -> None:
+    """Builds all label spaces anew on a taxonomy; if that fails, nothing has changed."""
+    spaces, taxonomy = _label_spaces(_state.specs.values(), base, base)
+    _state.base, _state.taxonomy = base, taxonomy
+    for name, spec in _state.specs.items():
+        for split in spec.splits.values():
+            _set_metadata(split, spaces[name])
+
+
+def _label_spaces(specs: Iterable[DatasetSpec], base: Taxonomy, taxonomy: Taxonomy) -> tuple[dict[str, LabelSpace], Taxonomy]:
+    """Label space of each spec, and the taxonomy with those datasets added that it does not list."""
+    spaces = {}
+    for spec in specs:
+        dataset, classes = spec.dataset, spec.class_names
+        if dataset not in taxonomy.datasets():
+            taxonomy = taxonomy.extend(dataset, {c.name: c.covers for c in spec.classes})
+        elif dataset in base.datasets() and not base.by_name and any(c.covers for c in spec.classes):
+            logger.warning("%s: `covers` is not used: the taxonomy file lists the classes of %r", spec.path, dataset)
+        membership, main = taxonomy.membership(dataset, classes), taxonomy.main(dataset, classes)
+        spaces[spec.name] = LabelSpace(dataset, classes, spec.colors, spec.raw_to_local, membership, main)
+    return spaces, taxonomy
+
+
+def _set_metadata(split: SplitSpec, space: LabelSpace) -> None:
+    """Sets the metadata of an entry. Detectron2 refuses to change a value, so the entry is replaced; other keys stay."""
+    values: dict[str, Any] = {
+        "stuff_classes": list(space.classes),
+        "stuff_colors": space.colors.tolist(),
+        "ignore_label": IGNORE,
+        "evaluator_type": EVALUATOR_TYPE,
+        "label_space": space,
+        "dataset": split.spec.dataset,
+        "split": split.name,
+        "spec": split.spec,
+        "annotation": split.annotation,
+    }
+    others = MetadataCatalog.pop(split.catalog, Metadata()).as_dict()
+    MetadataCatalog.get(split.catalog).set(**{**others, **values, "name": split.catalog})
+
+
+def _spec_of(entry: str, where: str) -> DatasetSpec:
+    entries = {split.catalog: spec for spec in _state.specs.values() for split in spec.splits.values()}
+    if entry not in entries:
+        raise RegistrationError(
+            f"{where}: {entry!r} is not registered with a label space{did_you_mean(entry, entries)}. Add the file of its spec "
+            f"to DATASETS.SPECS. Registered specs: {', '.join(_state.specs)}."
+        )
+    return entries[entry]
+
+
+@lru_cache(maxsize=1)
+def _packaged_taxonomy() -> Taxonomy:
+    return Taxonomy.load(_PACKAGED_TAXONOMY)
+
+
+@lru_cache(maxsize=None)
+def _packaged_spec(name: str) -> DatasetSpec:
+    return load_spec(name)
