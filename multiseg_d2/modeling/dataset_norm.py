@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .active import current_groups, is_recomputing
 from .grouped_norm import Run, grouped_batch_norm, synchronised_batch_norm, synchronised_statistics
+from .norm_branch import has_kernel, normalise, running_update, update_running, uses_batch
 
 __all__ = ["DatasetBatchNorm2d", "DatasetBranchError"]
 
@@ -145,15 +145,15 @@ class DatasetBatchNorm2d(nn.Module):
             return self._synchronised(x, runs, branches)
         used = [branches[run.branch] for run in runs]
         for run, branch in zip(runs, used):
-            if _uses_batch(branch) and (run.stop - run.start) * x.shape[2] * x.shape[3] == 1:
+            if uses_batch(branch) and (run.stop - run.start) * x.shape[2] * x.shape[3] == 1:
                 raise ValueError(self._one_value(names[run.branch]))
         if len(runs) == 1:
-            return _single(used[0], x)
-        if runs and all(_uses_batch(branch) and _has_kernel(branch, x) for branch in used):
-            update = [(None, None, 0.0) if is_recomputing() else _running_update(branch) for branch in used]
+            return normalise(used[0], x)
+        if runs and all(uses_batch(branch) and has_kernel(branch, x) for branch in used):
+            update = [(None, None, 0.0) if is_recomputing() else running_update(branch) for branch in used]
             affine = [(branch.weight, branch.bias) for branch in used]
             return grouped_batch_norm(x, runs, affine, [u[:2] for u in update], [u[2] for u in update], self.eps)
-        parts = [_single(branch, x[run.start : run.stop]) for run, branch in zip(runs, used)]
+        parts = [normalise(branch, x[run.start : run.stop]) for run, branch in zip(runs, used)]
         return torch.cat(parts) if parts else x
 
     def _runs(self, x: Tensor) -> list[Run]:
@@ -174,11 +174,11 @@ class DatasetBatchNorm2d(nn.Module):
         return runs
 
     def _synchronised(self, x: Tensor, runs: list[Run], branches: list[nn.BatchNorm2d]) -> Tensor:
-        modes = {name: _uses_batch(branch) for name, branch in self.branches.items()}
+        modes = {name: uses_batch(branch) for name, branch in self.branches.items()}
         if not all(modes.values()):
             if any(modes.values()):
                 raise RuntimeError(f"{self._here()}: with sync, all branches train or none does, not {modes}")
-            return torch.cat([_single(branches[r.branch], x[r.start : r.stop]) for r in runs]) if runs else x
+            return torch.cat([normalise(branches[r.branch], x[r.start : r.stop]) for r in runs]) if runs else x
         with torch.no_grad():
             statistics = synchronised_statistics(x.detach(), runs, len(branches))
         values = [0] * len(branches)
@@ -190,7 +190,7 @@ class DatasetBatchNorm2d(nn.Module):
                     raise ValueError(self._one_value(name))
         if not is_recomputing():
             for i, branch in enumerate(branches):
-                _update_running(branch, *(s[i] for s in statistics))
+                update_running(branch, *(s[i] for s in statistics))
         return synchronised_batch_norm(x, runs, [(b.weight, b.bias) for b in branches], statistics, self.eps)
 
     def _here(self) -> str:
@@ -209,23 +209,20 @@ class DatasetBatchNorm2d(nn.Module):
             state_dict.setdefault(prefix + "num_batches_tracked", torch.tensor(0, dtype=torch.long))
         stem = prefix + "branches."
         known = {key[len(stem) :].split(".", 1)[0] for key in state_dict if key.startswith(stem)}
-        if not known:
-            sources = dict.fromkeys(self.datasets, prefix)
-        elif known != set(self.datasets):
-            sources = self._donors(known, stem)
-            for key in [k for k in state_dict if k.startswith(stem)]:
-                if key[len(stem) :].split(".", 1)[0] not in self.branches:
-                    del state_dict[key]  # a copy of the caller's dict
-        else:
-            sources = {}
+        sources = self._donors(known, stem) if known else dict.fromkeys(self.datasets, prefix)
         for dataset, source in sources.items():
             for entry in _ENTRIES:
                 if source + entry in state_dict:  # cloned: `load_state_dict(assign=True)` keeps the tensors themselves
                     state_dict[f"{stem}{dataset}.{entry}"] = state_dict[source + entry].clone()
+        for dataset in known.difference(self.datasets):
+            for entry in _ENTRIES:
+                state_dict.pop(f"{stem}{dataset}.{entry}", None)  # of load_state_dict's own copy
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
 
     def _donors(self, known: set[str], stem: str) -> dict[str, str]:
-        lacking = [name for name in self.datasets if name not in known]
+        """Where the branches that the checkpoint lacks are read from: dataset -> prefix of the donor's keys."""
+        if known == set(self.datasets):
+            return {}
         lists = f"the checkpoint's branches are {sorted(known)}, the model's are {sorted(self.datasets)}"
         if not self.init_from:
             raise DatasetBranchError(
@@ -236,7 +233,7 @@ class DatasetBatchNorm2d(nn.Module):
             raise DatasetBranchError(
                 f"{self._here()}: MODEL.DATASET_NORM.INIT_FROM is {self.init_from!r}, but {lists}."
             )
-        return {name: f"{stem}{self.init_from}." for name in lacking}
+        return {name: f"{stem}{self.init_from}." for name in self.datasets if name not in known}
 
 
 def _checked_names(datasets: Sequence[str]) -> list[str]:
@@ -247,46 +244,3 @@ def _checked_names(datasets: Sequence[str]) -> list[str]:
         if not name or "." in name or hasattr(nn.ModuleDict, name):
             raise ValueError(f"{name!r} cannot name a norm branch: it is empty, has a dot, or is a name of ModuleDict")
     return names
-
-
-def _uses_batch(branch: nn.Module) -> bool:
-    """Whether a branch normalises by the batch's statistics rather than by its running ones."""
-    # A branch may have become a FrozenBatchNorm2d, by Detectron2's own conversion, which ignores the mode.
-    return isinstance(branch, nn.BatchNorm2d) and (branch.training or branch.running_mean is None)
-
-
-def _has_kernel(branch: nn.BatchNorm2d, x: Tensor) -> bool:
-    """Whether the kernel that writes into a given output takes these types; devices disagree on pure 16-bit models."""
-    wide = x.dtype in (torch.float32, torch.float64) or (branch.affine and branch.weight.dtype == torch.float32)
-    return wide and x.device.type in ("cpu", "cuda")
-
-
-def _single(branch: nn.Module, x: Tensor) -> Tensor:
-    if is_recomputing() and _uses_batch(branch):
-        # Copies, not None: a recomputation must save as many tensors as the forward pass did.
-        running = [None if s is None else s.clone() for s in (branch.running_mean, branch.running_var)]
-        return F.batch_norm(x, *running, branch.weight, branch.bias, True, 0.0, branch.eps)
-    return branch(x)
-
-
-def _running_update(branch: nn.BatchNorm2d) -> tuple[Tensor | None, Tensor | None, float]:
-    """Running statistics of a branch and the share of the batch in them; counts the batch."""
-    if branch.running_mean is None or not branch.training:
-        return None, None, 0.0
-    branch.num_batches_tracked.add_(1)
-    factor = 1.0 / float(branch.num_batches_tracked) if branch.momentum is None else branch.momentum
-    return branch.running_mean, branch.running_var, factor
-
-
-@torch.no_grad()
-def _update_running(branch: nn.BatchNorm2d, total: Tensor, mean: Tensor, var: Tensor) -> None:
-    """The same for statistics over all processes; a branch that none used stays bit-identical."""
-    if branch.running_mean is None or not branch.training:
-        return
-    used = total > 0
-    branch.num_batches_tracked.add_(used)
-    factor = 1.0 / branch.num_batches_tracked.clamp(min=1) if branch.momentum is None else branch.momentum
-    factor = torch.where(used, factor, 0.0).to(mean.dtype)
-    unbiased = var * (total / (total - 1).clamp(min=1)).to(var.dtype)
-    branch.running_mean.lerp_(mean.to(branch.running_mean.dtype), factor)
-    branch.running_var.lerp_(unbiased.to(branch.running_var.dtype), factor)

@@ -7,10 +7,10 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from detectron2.layers import FrozenBatchNorm2d, NaiveSyncBatchNorm
 from torch import nn
 
+from .catalog import training_datasets
 from .dataset_norm import DatasetBatchNorm2d, DatasetBranchError
 
 __all__ = [
@@ -87,8 +87,8 @@ def apply_dataset_norm(cfg: CfgNode, model: nn.Module) -> nn.Module:
     """
     if not cfg.MODEL.DATASET_NORM.ENABLED:
         return model
-    datasets = dict.fromkeys(MetadataCatalog.get(name).dataset for name in cfg.DATASETS.TRAIN)
-    return convert_dataset_norm(model, tuple(datasets), init_from=cfg.MODEL.DATASET_NORM.INIT_FROM)
+    datasets = tuple(dict.fromkeys(training_datasets(cfg)))
+    return convert_dataset_norm(model, datasets, init_from=cfg.MODEL.DATASET_NORM.INIT_FROM)
 
 
 def dataset_norms(model: nn.Module) -> Iterator[tuple[str, DatasetBatchNorm2d]]:
