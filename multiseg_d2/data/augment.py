@@ -21,9 +21,12 @@ class CropWindow(Transform):
     of the work. Coordinates are Detectron2's: continuous, an image of width W spans [0, W].
 
     Args:
-        x0, y0: upper left corner of the window, original pixels.
-        w, h: size of the window, original pixels.
-        out_w, out_h: size of the result.
+        x0: left edge of the window, original pixels.
+        y0: upper edge of the window, original pixels.
+        w: width of the window, original pixels.
+        h: height of the window, original pixels.
+        out_w: width of the result.
+        out_h: height of the result.
         flip: mirror the result horizontally.
 
     Rows of the original below ``y0 + h`` are not read and need not be decoded.
@@ -136,7 +139,8 @@ def draw_crop(
 
     Args:
         rng: source of randomness.
-        height, width: original size.
+        height: original height.
+        width: original width.
         scale: the factor; 1 keeps the size.
         crop_size: (height, width) of the crop in scaled pixels, None = everything. A smaller image is taken whole.
         flip_probability: of mirroring horizontally.

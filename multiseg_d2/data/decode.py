@@ -147,10 +147,10 @@ def decode_index(file: EncodedFile, rows: int | None = None) -> np.ndarray:
         (H', W) uint8 or uint16 raw ids.
 
     Raises:
-        BadFileError: broken file, lossy format, or a file with several channels: which of them is the id is not guessed.
+        BadFileError: broken file, lossy format, or several channels: which of them is the id is not guessed.
     """
     if file.kind == "JPEG":
-        raise BadFileError(f"{file.path}: a label map cannot be a JPEG, whose compression changes ids. Export it as PNG.")
+        raise BadFileError(f"{file.path}: a label map cannot be a JPEG: its compression changes ids. Export it as PNG.")
     if file.mode == "1":
         pixels = _pillow(file, rows).astype(np.uint8)
     elif file.mode in ("L", "P"):
@@ -161,9 +161,9 @@ def decode_index(file: EncodedFile, rows: int | None = None) -> np.ndarray:
         pixels = _pillow(file, rows).astype(np.uint16, copy=False)
     else:
         raise BadFileError(
-            f"{file.path}: the spec says 'encoding: index' (one id per pixel), but this is a {file.describe()} with "
-            "several channels. If its colours stand for classes, say 'encoding: color' in the spec and list them; if all "
-            "channels hold the same id, save one of them as an 8-bit grey PNG."
+            f"{file.path}: the spec says 'encoding: index' (one id per pixel), but this is a {file.describe()}. If its "
+            "colours stand for classes, say 'encoding: color' in the spec and list them; if all channels hold the same "
+            "id, save one of them as an 8-bit grey PNG."
         )
     return turn(pixels, file.orientation)
 

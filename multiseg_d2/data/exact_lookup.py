@@ -12,8 +12,8 @@ _MULTIPLIERS = np.random.RandomState(0).randint(1 << 16, 1 << 31, 64).astype(np.
 class ExactLookup:
     """Maps K known keys to values and tells unknown keys apart, at about 3 ns per pixel.
 
-    A table of all 2^24 colours would be 16 MB and more per dataset or, for segment ids, per image; a binary search takes
-    ten times as long. Here a multiplier is searched that sends every known key to a slot of its own (a perfect hash).
+    A table of all 2^24 colours would be 32 MB per dataset or, for segment ids, per image; a binary search takes ten
+    times as long. Here a multiplier is searched that sends every known key to a slot of its own (a perfect hash).
 
     Args:
         keys: (K,) distinct, below 2^24.

@@ -6,76 +6,25 @@ decoded where the format allows that, only the window is resized, and only the c
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.data import MetadataCatalog
 from detectron2.data import detection_utils as d2_utils
 
-from ..label_space import IGNORE, ILLEGAL, LabelSpace, remap
+from ..label_space import IGNORE
 from .augment import CropWindow, draw_color_jitter, draw_crop, draw_scale
-from .reader import LabelReader, check_sizes, decode_color, label_path, open_file
+from .decode import decode_color, open_file
+from .label_reader import label_path
+from .label_target import LabelTarget, label_targets
+from .reader import check_sizes
 
-__all__ = ["LabelTarget", "TestMapper", "TrainMapper", "label_targets"]
+__all__ = ["TestMapper", "TrainMapper"]
 
-_logger = logging.getLogger(__name__)
 _PASSED_ON = ("catalog", "file_name", "image_id", "sem_seg_file_name", "pan_seg_file_name")
-
-
-@dataclass(frozen=True)
-class LabelTarget:
-    """How the labels of one catalog entry are read and in whose classes they come out.
-
-    Attributes:
-        dataset: whose label space the samples are in.
-        reader: translates stored pixels into that space.
-        translation: (C,) uint8, local id of the entry's own space -> local id of ``dataset``'s or ``IGNORE``, for boxes
-            and tags; None where they are the same.
-    """
-
-    dataset: str
-    reader: LabelReader
-    translation: np.ndarray | None = None
-
-
-def label_targets(catalogs: Sequence[str], remap_to: str = "") -> dict[str, LabelTarget]:
-    """The label targets of catalog entries.
-
-    Args:
-        catalogs: names in ``MetadataCatalog``.
-        remap_to: dataset whose classes all labels are translated into, "" = each entry keeps its own.
-
-    Raises:
-        ValueError: ``remap_to`` is not registered.
-    """
-    target = _space_of(remap_to) if remap_to else None
-    targets = {}
-    for catalog in catalogs:
-        metadata = MetadataCatalog.get(catalog)
-        if target is None or metadata.dataset == remap_to:
-            targets[catalog] = LabelTarget(metadata.dataset, LabelReader.from_catalog(catalog))
-            continue
-        translation = remap(metadata.label_space, target)  # (C,)
-        dropped = [c for c, t in zip(metadata.label_space.classes, translation) if t == IGNORE]
-        _logger.info("%s -> classes of %s; without a counterpart, ignored: %s", catalog, remap_to, ", ".join(dropped) or "none")
-        own = metadata.label_space.raw_to_local
-        composed = np.where(own < ILLEGAL, np.append(translation, np.zeros(256 - len(translation), np.uint8))[own], own)
-        targets[catalog] = LabelTarget(remap_to, LabelReader.from_catalog(catalog, composed), translation)
-    return targets
-
-
-def _space_of(dataset: str) -> LabelSpace:
-    for catalog in MetadataCatalog.list():
-        metadata = MetadataCatalog.get(catalog)
-        if metadata.get("dataset") == dataset:
-            return metadata.label_space
-    raise ValueError(f"DATASETS.REMAP_TO: no dataset named {dataset!r} is registered.")
 
 
 class TrainMapper:
@@ -265,21 +214,21 @@ def _crop_size(cfg: CfgNode) -> tuple[int, int] | None:
     if not cfg.INPUT.CROP.ENABLED:
         return None
     if cfg.INPUT.CROP.TYPE != "absolute":
-        raise ValueError(f"INPUT.CROP.TYPE is {cfg.INPUT.CROP.TYPE!r}: only 'absolute' (SIZE in pixels) is implemented.")
+        raise ValueError(f"INPUT.CROP.TYPE is {cfg.INPUT.CROP.TYPE!r}; only 'absolute' (SIZE in pixels) is known.")
     height, width = cfg.INPUT.CROP.SIZE
     if height != int(height) or width != int(width) or min(height, width) < 1:
-        raise ValueError(f"INPUT.CROP.SIZE is {cfg.INPUT.CROP.SIZE}: with TYPE 'absolute' it is (height, width) in pixels.")
+        raise ValueError(f"INPUT.CROP.SIZE is {cfg.INPUT.CROP.SIZE}; it must be (height, width) in pixels.")
     return int(height), int(width)
 
 
 def _scale_range(cfg: CfgNode) -> tuple[float, ...]:
     values = tuple(cfg.INPUT.SCALE_RANGE)
     if len(values) not in (2, 3) or not 0 < values[0] <= values[1] or (len(values) == 3 and values[2] < 0):
-        raise ValueError(f"INPUT.SCALE_RANGE is {values}: (low, high) or (low, high, step), 0 < low <= high, is needed.")
+        raise ValueError(f"INPUT.SCALE_RANGE is {values}; it must be (low, high[, step]) with 0 < low <= high.")
     return values
 
 
 def _flip_probability(cfg: CfgNode) -> float:
     if cfg.INPUT.RANDOM_FLIP not in ("horizontal", "none"):
-        raise ValueError(f"INPUT.RANDOM_FLIP is {cfg.INPUT.RANDOM_FLIP!r}: only 'horizontal' and 'none' are implemented.")
+        raise ValueError(f"INPUT.RANDOM_FLIP is {cfg.INPUT.RANDOM_FLIP!r}; only 'horizontal' and 'none' are known.")
     return 0.5 if cfg.INPUT.RANDOM_FLIP == "horizontal" else 0.0

@@ -3,9 +3,9 @@
 Nothing here has state that matters, so a resumed run equals an unbroken one, every rank computes the same step, and the
 number of workers changes nothing. Three questions are answered for any s, without going through the steps before it:
 
-* **How many images of each dataset?** Alternation and fixed numbers are arithmetic. A mixture interleaves the datasets so
-  that after any number of images each has had its share to within a few images (see :class:`_Mixture`), and then shuffles
-  the order within blocks of 1024 images, so that the composition of a step is random but no drought is long.
+* **How many images of each dataset?** Alternation and fixed numbers are arithmetic. A mixture interleaves the datasets
+  so that after any number of images each has had its share to within a few images (see :class:`_Mixture`), and then
+  shuffles within blocks of 1024 images, so that the composition of a step is random but no drought is long.
 * **Which images?** Each dataset is one endless stream of shuffled epochs: every image once per epoch, none left out.
 * **Which random crop?** Each draw has a seed of its own, a hash of (seed, step, position).
 """
@@ -95,15 +95,15 @@ class Schedule:
         if self.kind in ("fixed", "weights"):
             if len(weights) != count:
                 raise ValueError(
-                    f"DATALOADER.WEIGHTS has {len(weights)} numbers for {count} training sets: with DATALOADER.SCHEDULE "
-                    f"{self.kind!r} give one per entry of DATASETS.TRAIN, in its order."
+                    f"DATALOADER.WEIGHTS has {len(weights)} numbers for {count} training sets: with DATALOADER.SCHEDULE"
+                    f" {self.kind!r} give one per entry of DATASETS.TRAIN, in its order."
                 )
             if min(weights) < 0 or not 0 < sum(weights) < float("inf"):
                 raise ValueError(f"DATALOADER.WEIGHTS is {tuple(weights)}: numbers >= 0 are needed, not all 0.")
         elif len(weights):
             raise ValueError(
-                f"DATALOADER.WEIGHTS is {tuple(weights)}, but DATALOADER.SCHEDULE {self.kind!r} uses none: leave it empty, "
-                "or choose 'fixed' or 'weights'."
+                f"DATALOADER.WEIGHTS is {tuple(weights)}, but DATALOADER.SCHEDULE {self.kind!r} uses none: leave it "
+                "empty, or choose 'fixed' or 'weights'."
             )
         if self.kind == "fixed" and any(w != int(w) for w in weights):
             raise ValueError(f"DATALOADER.WEIGHTS is {tuple(weights)}: 'fixed' needs whole numbers of images per step.")
@@ -134,16 +134,16 @@ class Schedule:
     def rank_slice(draws: Sequence[Draw], rank: int, world: int) -> list[Draw]:
         """One rank's part of a step: every ``world``-th draw.
 
-        Draws are grouped by dataset, so every rank gets an equal part of each dataset where the counts divide, and counts
-        that differ by at most one image where they do not.
+        Draws are grouped by dataset, so every rank gets an equal part of each dataset where the counts divide, and
+        parts that differ by at most one image where they do not.
 
         Raises:
             ValueError: the draws cannot be shared out equally.
         """
         if len(draws) % world:
             raise ValueError(
-                f"{len(draws)} images per step cannot be shared out equally to {world} processes. Change "
-                "SOLVER.IMS_PER_BATCH (or DATALOADER.WEIGHTS with DATALOADER.SCHEDULE 'fixed') or the number of processes."
+                f"{len(draws)} images per step cannot be shared out equally to {world} processes. Change the number of "
+                "processes or SOLVER.IMS_PER_BATCH (with DATALOADER.SCHEDULE 'fixed': DATALOADER.WEIGHTS)."
             )
         return list(draws[rank::world])
 
@@ -179,10 +179,10 @@ class Schedule:
 class _Mixture:
     """An endless sequence over K datasets with given shares; its prefix counts are computed, not counted.
 
-    Dataset 0 takes image g of the sequence when ``floor(g * p0 + phase)`` steps up; what it leaves over is a sequence of
-    its own in which dataset 1 does the same with its share of the rest, and so on. All in whole numbers, so the result is
-    the same on every machine. After any g images dataset k has had ``g * p_k`` to within ``k + 1`` images. Inside each block the
-    order is shuffled by a seeded permutation.
+    Dataset 0 takes image g of the sequence when ``floor(g * p0 + phase)`` steps up; what it leaves over is a sequence
+    of its own in which dataset 1 does the same with its share of the rest, and so on. All in whole numbers, so the
+    result is the same on every machine. After any g images dataset k has had ``g * p_k`` to within ``k + 1`` images.
+    Inside each block the order is then shuffled by a seeded permutation.
     """
 
     _ONE = 1 << 48

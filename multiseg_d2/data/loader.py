@@ -1,0 +1,237 @@
+"""Loaders: the schedule decides, worker processes map, and what comes out does not depend on how many there are."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, DatasetFromList
+from detectron2.data.samplers import InferenceSampler
+from detectron2.utils import comm
+from torch.utils.data import DataLoader, Dataset
+
+from .decode import BadFileError
+from .draw_dataset import SKIPPED, DrawDataset
+from .mapper import TestMapper, TrainMapper
+from .schedule import Draw, Schedule
+from .workers import LoaderWorkerError, as_list, explained, init_worker
+
+__all__ = [
+    "DrawDataset",
+    "LoaderWorkerError",
+    "TestLoader",
+    "TrainLoader",
+    "build_schedule",
+    "build_test_loader",
+    "build_train_loader",
+]
+
+_logger = logging.getLogger(__name__)
+
+
+class _StepSampler:
+    """The draws of one rank for step ``start``, ``start + 1``, ... without end."""
+
+    def __init__(self, schedule: Schedule, start: int, rank: int, world: int) -> None:
+        self._schedule, self._start, self._rank, self._world = schedule, start, rank, world
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        step = self._start
+        while True:
+            yield self._schedule.rank_slice(self._schedule.step(step), self._rank, self._world)
+            step += 1
+
+
+class TrainLoader:
+    """Endless iterable over the steps of a run; each item is this rank's list of samples.
+
+    Every ``iter()`` begins at ``start_step`` again.
+
+    Args:
+        dataset: maps draws.
+        schedule: what each step contains.
+        start_step: first step.
+        num_workers: worker processes; 0 = none. The samples do not depend on it.
+        max_bad_files: how many distinct files may be skipped before the run stops.
+        rank, world: this process and how many there are.
+    """
+
+    def __init__(
+        self,
+        dataset: DrawDataset,
+        schedule: Schedule,
+        start_step: int = 0,
+        num_workers: int = 0,
+        max_bad_files: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        schedule.rank_slice(schedule.step(start_step), rank, world)  # refuses what cannot be split before work starts
+        self.dataset = dataset
+        self.schedule = schedule
+        self.max_bad_files = max_bad_files
+        self._bad_files: dict[str, str] = {}
+        self._loader = DataLoader(
+            dataset,
+            batch_sampler=_StepSampler(schedule, start_step, rank, world),
+            num_workers=num_workers,
+            collate_fn=as_list,
+            worker_init_fn=init_worker,
+            persistent_workers=num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # else every iter() would advance torch's global generator
+        )
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        for samples in explained(self._loader):
+            for sample in samples:
+                self._note(sample.pop(SKIPPED, {}))
+            yield samples
+
+    def _note(self, skipped: dict[str, str]) -> None:
+        for file, problem in skipped.items():
+            if file not in self._bad_files:
+                self._bad_files[file] = problem
+                _logger.warning("Skipped (%d of at most %d): %s", len(self._bad_files), self.max_bad_files, problem)
+        if len(self._bad_files) > self.max_bad_files:
+            raise BadFileError(
+                f"{len(self._bad_files)} files cannot be read, at most {self.max_bad_files} may be skipped: "
+                + " ".join(self._bad_files.values())
+            )
+
+
+def build_schedule(cfg: CfgNode, sizes: Sequence[int]) -> Schedule:
+    """The schedule that a config describes.
+
+    Args:
+        cfg: DATALOADER.SCHEDULE, WEIGHTS, TEMPERATURE, INTERVAL, SOLVER.IMS_PER_BATCH and SEED are used. With a
+            negative SEED (Detectron2's default) all ranks share a drawn one, and a resumed run has another order.
+        sizes: images of each training set.
+    """
+    seed = cfg.SEED
+    if seed < 0:
+        seed = comm.shared_random_seed()
+        _logger.warning("SEED is %d: the order of the data is random, and --resume does not continue it.", cfg.SEED)
+    return Schedule(
+        sizes,
+        cfg.SOLVER.IMS_PER_BATCH,
+        cfg.DATALOADER.SCHEDULE,
+        cfg.DATALOADER.WEIGHTS,
+        cfg.DATALOADER.TEMPERATURE,
+        cfg.DATALOADER.INTERVAL,
+        seed,
+    )
+
+
+def build_train_loader(
+    cfg: CfgNode,
+    start_step: int = 0,
+    mapper: Callable[[dict, np.random.Generator], dict] | None = None,
+    max_bad_files: int = 0,
+) -> TrainLoader:
+    """The training loader of this process.
+
+    Args:
+        cfg: DATASETS, DATALOADER, INPUT, SOLVER.IMS_PER_BATCH and SEED are used.
+        start_step: the step that comes out first, for ``--resume``.
+        mapper: instead of ``TrainMapper(cfg)``.
+        max_bad_files: how many distinct unreadable images may be replaced by the next good one of their set before the
+            run stops; 0 = the first one stops it. Wrong labels are never skipped.
+
+    Returns:
+        An endless iterable of lists of samples: this rank's part of each step.
+
+    Raises:
+        ValueError: no or empty training sets, or a schedule that contradicts itself or the number of processes.
+    """
+    if not cfg.DATASETS.TRAIN:
+        raise ValueError("DATASETS.TRAIN is empty.")
+    datasets = [_load(name) for name in cfg.DATASETS.TRAIN]
+    schedule = build_schedule(cfg, [len(d) for d in datasets])
+    world = comm.get_world_size()
+    loader = TrainLoader(
+        DrawDataset(datasets, TrainMapper(cfg) if mapper is None else mapper, max_bad_files > 0),
+        schedule,
+        start_step,
+        cfg.DATALOADER.NUM_WORKERS,
+        max_bad_files,
+        comm.get_rank(),
+        world,
+    )
+    per_step = schedule.counts(start_step)
+    for name, size, count in zip(cfg.DATASETS.TRAIN, schedule.sizes, per_step):
+        _logger.info("%s: %d images; %d of the %d in step %d", name, size, count, sum(per_step), start_step)
+    return loader
+
+
+class TestLoader:
+    """Iterable over lists of one sample, with a length; every ``iter()`` begins again.
+
+    Args:
+        dataset: the dataset dicts.
+        mapper: ``mapper(dataset_dict) -> sample``.
+        num_workers: worker processes; 0 = none.
+    """
+
+    __test__ = False  # not a test class, whatever pytest thinks
+
+    def __init__(self, dataset: Sequence[dict], mapper: Callable[[dict], dict], num_workers: int = 0) -> None:
+        self.dataset = dataset
+        self._loader = DataLoader(
+            _Mapped(dataset, mapper),
+            batch_size=1,
+            sampler=InferenceSampler(len(dataset)),
+            num_workers=num_workers,
+            collate_fn=as_list,
+            worker_init_fn=init_worker,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),
+        )
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        return explained(self._loader)
+
+
+def build_test_loader(cfg: CfgNode, catalog_name: str, mapper: Callable[[dict], dict] | None = None) -> TestLoader:
+    """A loader over one test set: each image once over all ranks, one per batch, in a fixed order.
+
+    Args:
+        cfg: INPUT and DATALOADER.NUM_WORKERS are used.
+        catalog_name: name in ``DatasetCatalog``.
+        mapper: instead of ``TestMapper(cfg)``.
+
+    Returns:
+        The loader; its length is this rank's number of images.
+
+    Raises:
+        ValueError: the set is empty.
+    """
+    mapper = TestMapper(cfg) if mapper is None else mapper
+    return TestLoader(_load(catalog_name), mapper, cfg.DATALOADER.NUM_WORKERS)
+
+
+class _Mapped(Dataset):
+    """Applies a mapper on reading."""
+
+    def __init__(self, dataset: Sequence[dict], mapper: Callable[[dict], dict]) -> None:
+        self._dataset, self._mapper = dataset, mapper
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._mapper(self._dataset[index])
+
+
+def _load(catalog_name: str) -> DatasetFromList:
+    dicts = DatasetCatalog.get(catalog_name)
+    if not dicts:
+        raise ValueError(f"{catalog_name} has no images. Check the folders of its spec and DETECTRON2_DATASETS.")
+    return DatasetFromList(dicts, copy=False)
