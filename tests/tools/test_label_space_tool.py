@@ -1,0 +1,66 @@
+"""tools/label_space.py prints what the label spaces say."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "label_space.py"
+
+
+@pytest.fixture
+def tool(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    spec = importlib.util.spec_from_file_location("label_space_tool", TOOL)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "label_space_tool", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def rows(text: str, first: str) -> list[str]:
+    return [" ".join(line.replace("│", " ").split()) for line in text.splitlines() if f"│ {first} " in line]
+
+
+def test_remap_shows_the_table_and_marks_lossy_lines(tool, capsys):
+    tool.main(["remap", "camvid", "cityscapes"])
+    text = capsys.readouterr().out
+    assert rows(text, "Tree") == ["Tree vegetation"]
+    assert rows(text, "Car")[0].startswith("Car car lossy")
+
+
+def test_relate_names_the_relation(tool, capsys):
+    tool.main(["relate", "mapillary_vistas", "cityscapes"])
+    text = capsys.readouterr().out
+    assert rows(text, "Bicyclist") == ["Bicyclist subset rider"]
+    assert rows(text, "Bird") == ["Bird in none of cityscapes"]
+
+
+def test_show_gives_raw_ids(tool, capsys):
+    tool.main(["show", "kitti"])
+    text = capsys.readouterr().out
+    assert rows(text, "0") and "road" in rows(text, "0")[0] and " 7 " in rows(text, "0")[0]
+
+
+def test_tree_holds_the_classes_of_the_chosen_datasets_only(tool, capsys):
+    tool.main(["tree", "--datasets", "cityscapes"])
+    text = capsys.readouterr().out
+    assert "cityscapes: rider" in text and "camvid" not in text and "coco_banana" not in text
+
+
+def test_list_and_own_specs(tool, capsys, tmp_path):
+    spec = tmp_path / "mine.yaml"
+    spec.write_text(
+        "name: mine_listed\nclasses:\n  - {name: a, raw: [0], covers: [road]}\n  - {name: b, raw: [1]}\n"
+        'splits:\n  train: {images: "m/{id}.png", labels: "l/{id}.png"}\n'
+    )
+    tool.main(["list", "--specs", str(spec)])
+    assert rows(capsys.readouterr().out, "mine_listed") == ["mine_listed 2"]
+
+
+def test_unknown_dataset_is_named(tool):
+    with pytest.raises(SystemExit, match="no dataset 'camvidd'"):
+        tool.main(["show", "camvidd"])
