@@ -109,7 +109,8 @@ class DatasetBatchNorm2d(nn.Module):
         return tuple(self.branches)
 
     def extra_repr(self) -> str:
-        return f"{self.num_features}, datasets={self.datasets}, eps={self.eps}, momentum={self.momentum}, sync={self.sync}"
+        """Arguments as ``print(model)`` shows them."""
+        return f"{self.num_features}, {self.datasets}, eps={self.eps}, momentum={self.momentum}, sync={self.sync}"
 
     def add_branch(self, dataset: str, init_from: str) -> nn.BatchNorm2d:
         """Adds a branch that starts as a copy of another one.
@@ -198,8 +199,8 @@ class DatasetBatchNorm2d(nn.Module):
 
     def _one_value(self, dataset: str) -> str:
         return (
-            f"{self._here()}: dataset {dataset!r} has one value per channel in this step, whose variance is nothing. "
-            "Give it at least two images per step (SOLVER.IMS_PER_BATCH, DATALOADER.WEIGHTS), or use SyncBN."
+            f"{self._here()}: dataset {dataset!r} needs more than 1 value per channel in a training step. Give it at "
+            "least two images per step (SOLVER.IMS_PER_BATCH, DATALOADER.WEIGHTS), or use SyncBN."
         )
 
     # ---- loading ------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Batch normalisation of a batch that consists of several groups of images: the arithmetic of ``dataset_norm``.
 
-Two autograd functions. Each writes all groups into one output, where splitting, normalising and concatenating would hold
-every activation twice, and keeps for the backward pass only what plain batch norm keeps: input, mean, deviation.
+Two autograd functions. Each writes all groups into one output, where splitting, normalising and concatenating would
+hold every activation twice, and keeps for the backward pass what plain batch norm keeps: input, mean, deviation.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ def grouped_batch_norm(
 def synchronised_statistics(x: Tensor, runs: Sequence[Run], num_branches: int) -> tuple[Tensor, Tensor, Tensor]:
     """Statistics of every branch over the images of all processes, by one all-reduce.
 
-    The sums travel in float64: E[x^2] - E[x]^2 then loses nothing that float32 statistics would keep, and processes with
-    different numbers of values (none, too) need no second exchange.
+    The sums travel in float64: E[x^2] - E[x]^2 then loses nothing that float32 statistics would keep, and processes
+    with different numbers of values (none, too) need no second exchange.
 
     Returns:
         Number of values per channel (B,) float64 (0 for a branch that no process used), mean and biased variance (B, C)

@@ -138,7 +138,8 @@ def ranks(tmp_path_factory):
         port = s.getsockname()[1]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     env["PYTHONPATH"] = os.pathsep.join([str(Path(multiseg_d2.__file__).parents[1]), env.get("PYTHONPATH", "")])
-    processes = [subprocess.Popen([sys.executable, __file__, str(r), str(port), str(folder)], env=env) for r in range(2)]
+    commands = [[sys.executable, __file__, str(rank), str(port), str(folder)] for rank in range(2)]
+    processes = [subprocess.Popen(command, env=env) for command in commands]
     try:
         assert [p.wait(timeout=120) for p in processes] == [0, 0]
     finally:
@@ -202,7 +203,7 @@ def test_evaluation_needs_no_other_process(ranks):
 
 
 def test_one_value_per_channel_is_an_error_on_all_processes(ranks):
-    assert all("'camvid' has one value per channel" in r["one value"] for r in ranks)
+    assert all("'camvid' needs more than 1 value per channel" in r["one value"] for r in ranks)
 
 
 @pytest.mark.parametrize("sync", [True, False])
