@@ -106,15 +106,17 @@ class PSPDecoder(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
+        """Arguments by ``MODEL.SEM_SEG_HEAD``."""
         return _from_config(cfg, input_shape)
 
     def forward(self, features: dict[str, Tensor]) -> Tensor:
+        """(N, D, h, w) at the resolution of the deepest feature."""
         x = features[self.in_features[0]]  # (N, C, h, w)
         pyramid = [x]
         for cells, branch in zip(self.bins, self.branches):
             pooled = self._branch(branch, F.adaptive_avg_pool2d(x, cells))  # (N, D, cells, cells)
             pyramid.append(_resize(pooled, x.shape[-2:]))
-        return self.bottleneck(torch.cat(pyramid, dim=1))  # (N, D, h, w)
+        return self.bottleneck(torch.cat(pyramid, dim=1))
 
     def _branch(self, branch: nn.Module, pooled: Tensor) -> Tensor:
         try:
@@ -123,9 +125,9 @@ class PSPDecoder(nn.Module):
             if "more than 1 value per channel" not in str(error):
                 raise
             raise ValueError(
-                "pyramid pooling averages each image to 1x1, and batch norm cannot be trained on one such value per "
-                "channel: give each process at least two images (SOLVER.IMS_PER_BATCH), or set "
-                "MODEL.SEM_SEG_HEAD.NORM to SyncBN (several processes) or GN"
+                "pyramid pooling averages each image to 1x1, and a norm cannot be trained on one such value per "
+                "channel or group: give each process at least two images (SOLVER.IMS_PER_BATCH), or set "
+                "MODEL.SEM_SEG_HEAD.NORM to SyncBN (several processes) or GN (CONVS_DIM of 64 and more)"
             ) from error
 
 
@@ -165,11 +167,13 @@ class DeepLabV3PlusDecoder(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
+        """Arguments by ``MODEL.SEM_SEG_HEAD``."""
         return _from_config(cfg, input_shape)
 
     def forward(self, features: dict[str, Tensor]) -> Tensor:
+        """(N, D, h, w) at the resolution of the shallow feature."""
         low, deep = (features[name] for name in self.in_features)
-        context = _resize(self.aspp(deep), low.shape[-2:])  # (N, D, h, w) at the shallow feature's stride
+        context = _resize(self.aspp(deep), low.shape[-2:])
         return self.refine(torch.cat([context, self.low_level(low)], dim=1))
 
 
@@ -208,9 +212,11 @@ class FPNDecoder(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
+        """Arguments by ``MODEL.SEM_SEG_HEAD``."""
         return _from_config(cfg, input_shape)
 
     def forward(self, features: dict[str, Tensor]) -> Tensor:
+        """(N, D, h, w) at the resolution of the finest level."""
         pyramid = [features[name] for name in self.in_features]
         if self.laterals is not None:
             pyramid = self._top_down(pyramid)
@@ -222,7 +228,7 @@ class FPNDecoder(nn.Module):
                 target = size if last else (2 * x.shape[-2], 2 * x.shape[-1])
                 x = x if tuple(x.shape[-2:]) == tuple(target) else _resize(x, target)
             total = x if total is None else total + x
-        return total  # (N, D, h, w) at the finest stride
+        return total
 
     def _top_down(self, features: list[Tensor]) -> list[Tensor]:
         laterals = [conv(x) for conv, x in zip(self.laterals, features)]

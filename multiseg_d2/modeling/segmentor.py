@@ -26,19 +26,18 @@ class MultiDatasetSegmentor(nn.Module):
 
     In training a list of samples gives a dict of losses; in evaluation it gives one score map per sample. Which dataset
     an image belongs to is read from the sample, and told to the norm layers for the time of the pass.
+
+    Args:
+        backbone: a Detectron2 backbone: (N, 3, H, W) -> features by name.
+        sem_seg_head: see :class:`multiseg_d2.modeling.heads.Head`.
+        pixel_mean: per channel, in the order of ``INPUT.FORMAT``, on the scale 0 to 255.
+        pixel_std: likewise.
     """
 
     @configurable
     def __init__(
         self, *, backbone: nn.Module, sem_seg_head: nn.Module, pixel_mean: Sequence[float], pixel_std: Sequence[float]
     ) -> None:
-        """
-        Args:
-            backbone: a Detectron2 backbone: (N, 3, H, W) -> features by name.
-            sem_seg_head: see :class:`multiseg_d2.modeling.heads.Head`.
-            pixel_mean: per channel, in the order of ``INPUT.FORMAT``, on the scale 0 to 255.
-            pixel_std: likewise.
-        """
         super().__init__()
         self.backbone = backbone
         self.sem_seg_head = sem_seg_head
@@ -48,6 +47,7 @@ class MultiDatasetSegmentor(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
+        """Builds backbone and head, and gives their norms a branch per dataset where the config wants it."""
         backbone = build_backbone(cfg)
         head = build_sem_seg_head(cfg, backbone.output_shape())
         parts = apply_dataset_norm(cfg, nn.ModuleDict({"backbone": backbone, "sem_seg_head": head}))
@@ -60,6 +60,7 @@ class MultiDatasetSegmentor(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where the model, and what it is given, is moved to."""
         return self.pixel_mean.device
 
     def class_names(self) -> dict[str, list[str]]:
@@ -67,9 +68,10 @@ class MultiDatasetSegmentor(nn.Module):
         return {name: list(space.classes) for name, space in self.sem_seg_head.spaces.items()}
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict[str, Tensor]]:
-        """
+        """Losses in training, scores in evaluation.
+
         Args:
-            batched_inputs: samples with
+            batched_inputs: samples with these keys.
 
                 * ``image``: (3, h, w) uint8 or float on the scale 0 to 255, channels in the order of ``INPUT.FORMAT``
                 * ``dataset``: whose image it is

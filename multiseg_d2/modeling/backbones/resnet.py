@@ -44,6 +44,7 @@ class DilatedBasicBlock(CNNBlockBase):
         self.conv2 = _conv(out_channels, out_channels, 3, norm, dilation=dilation)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, C, h, w) -> (N, D, h / stride, w / stride)."""
         out = self.conv2(F.relu_(self.conv1(x)))
         out += x if self.shortcut is None else self.shortcut(x)
         return F.relu_(out)
@@ -66,6 +67,7 @@ class DeepStem(CNNBlockBase):
         self.conv3 = _conv(out_channels // 2, out_channels, 3, norm)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, D, H / 4, W / 4)."""
         x = F.relu_(self.conv3(F.relu_(self.conv2(F.relu_(self.conv1(x))))))
         return F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
 

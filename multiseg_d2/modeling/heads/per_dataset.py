@@ -66,6 +66,7 @@ class PerDatasetHead(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
+        """Arguments by ``MODEL.SEM_SEG_HEAD`` and the label spaces of ``DATASETS.TRAIN``."""
         keys = cfg.MODEL.SEM_SEG_HEAD
         return {
             "decoder": build_decoder(cfg, input_shape),
@@ -157,11 +158,13 @@ class AuxiliaryBranch(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
+        """Arguments by ``MODEL.SEM_SEG_HEAD``."""
         keys = cfg.MODEL.SEM_SEG_HEAD
         return {"input_shape": input_shape, "channels": keys.CONVS_DIM, "norm": keys.NORM}
 
     def forward(self, features: dict[str, Tensor]) -> Tensor:
-        return self.conv(features[AUXILIARY_FEATURE])  # (N, D', h', w')
+        """(N, D', h, w) at the resolution of res4."""
+        return self.conv(features[AUXILIARY_FEATURE])
 
 
 def _classifier_keys(spaces: Mapping[str, LabelSpace], share: bool) -> dict[str, str]:

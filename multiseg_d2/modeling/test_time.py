@@ -1,0 +1,166 @@
+"""Test-time variants of a segmentor: several scales, mirrored images, sliding window, tiles where memory runs out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+
+import torch
+from detectron2.config import CfgNode
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["TestTimeInference", "build_test_model", "window_starts"]
+
+logger = logging.getLogger(__name__)
+#: Tiles are not made smaller than this when memory runs out: a network that fails here is too big for the device.
+MIN_TILE = 128
+
+
+def build_test_model(cfg: CfgNode, model: nn.Module) -> TestTimeInference:
+    """Wraps a segmentor as ``TEST.AUG`` and ``TEST.SLIDING_WINDOW`` say."""
+    augment = cfg.TEST.AUG
+    head = getattr(model, "module", model).sem_seg_head
+    return TestTimeInference(
+        model,
+        scales=augment.SCALES if augment.ENABLED else (1.0,),
+        flip=augment.FLIP if augment.ENABLED else False,
+        window=cfg.TEST.SLIDING_WINDOW,
+        activation=getattr(head, "activation", "softmax"),
+    )
+
+
+class TestTimeInference(nn.Module):
+    """A segmentor that is called like the one it wraps, in evaluation mode.
+
+    Each view (scale, mirrored or not) is scored and brought back to the wanted size; the mean is taken over
+    probabilities. The result is always *logits*: those of the segmentor where there is one view, else the log (for
+    "sigmoid" the log-odds) of the mean probabilities, so that the activation gives the mean probabilities back.
+
+    Beside the network's own needs for one view or window, memory holds two score maps of an image, whatever the number
+    of views and windows. An image for which the device's memory does not suffice is scored in tiles, which is logged.
+
+    Args:
+        model: a segmentor, see :class:`~multiseg_d2.modeling.MultiDatasetSegmentor`.
+        scales: factors of the image size.
+        flip: whether each scale is also scored mirrored.
+        window: (height, width) of the sliding window, which moves by two thirds of its size; logits are averaged where
+            windows overlap. (0, 0) scores whole images. Applied at every scale.
+        activation: "softmax" or "sigmoid".
+    """
+
+    __test__ = False  # not a test class, whatever pytest thinks of its name
+
+    def __init__(
+        self,
+        model: nn.Module,
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
+        window: Sequence[int] = (0, 0),
+        activation: str = "softmax",
+    ) -> None:
+        super().__init__()
+        if not scales or min(scales) <= 0:
+            raise ValueError(f"TEST.AUG.SCALES must be positive factors, not {tuple(scales)}")
+        if len(window) != 2 or min(window) < 0 or (min(window) == 0 and max(window) > 0):
+            raise ValueError(f"TEST.SLIDING_WINDOW must be (height, width), or (0, 0) for none, not {tuple(window)}")
+        if activation not in ("softmax", "sigmoid"):
+            raise ValueError(f"activation must be softmax or sigmoid, not {activation!r}")
+        self.model, self.window, self.activation = model, tuple(window), activation
+        self.views = [
+            (float(scale), mirrored) for scale in scales for mirrored in ((False, True) if flip else (False,))
+        ]
+        self._tiles: dict[tuple[int, int], tuple[int, int]] = {}  # image size that was too big -> tile that fits
+
+    @torch.no_grad()
+    def forward(self, batched_inputs: list[dict]) -> list[dict[str, Tensor]]:
+        """Scores of each sample: ``{"sem_seg": (C, height, width) float32 logits}``."""
+        return [{"sem_seg": self._sample_logits(sample)} for sample in batched_inputs]
+
+    def _sample_logits(self, sample: dict) -> Tensor:
+        if len(self.views) == 1:
+            return self._view_logits(sample, *self.views[0])
+        mean: Tensor | None = None
+        for scale, mirrored in self.views:
+            logits = self._view_logits(sample, scale, mirrored)
+            probabilities = logits.softmax(0) if self.activation == "softmax" else logits.sigmoid()
+            del logits
+            mean = probabilities if mean is None else mean.add_(probabilities)
+        mean.div_(len(self.views))
+        info = torch.finfo(mean.dtype)
+        if self.activation == "softmax":
+            return mean.clamp_(min=info.tiny).log_()
+        return torch.logit_(mean, eps=info.eps / 2)
+
+    def _view_logits(self, sample: dict, scale: float, mirrored: bool) -> Tensor:
+        image = sample["image"]
+        height, width = image.shape[-2:]
+        view = {**sample, "height": sample.get("height", height), "width": sample.get("width", width)}
+        if scale != 1:
+            size = (max(round(height * scale), 1), max(round(width * scale), 1))
+            image = F.interpolate(image[None].float(), size=size, mode="bilinear", align_corners=False)[0]
+        view["image"] = image.flip(-1) if mirrored else image
+        logits = self._logits(view)
+        return logits.flip(-1) if mirrored else logits
+
+    def _logits(self, view: dict) -> Tensor:
+        """(C, height, width) logits of an image, in tiles if it does not fit at once."""
+        size = tuple(view["image"].shape[-2:])
+        window = self._tiles.get(size, self.window)
+        while True:
+            try:
+                return self._windowed_logits(view, window)
+            except RuntimeError as error:
+                if not _is_out_of_memory(error):
+                    raise
+                reason = str(error).split("\n")[0]
+            # Outside the handler, so that the failed pass is no longer held by the traceback.
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            whole = tuple(min(w or s, s) for w, s in zip(window, size))
+            smaller = tuple(min(max(w // 2, MIN_TILE), w) for w in whole)
+            if smaller == whole:
+                raise RuntimeError(f"out of memory even with tiles of {whole} pixels: {reason}")
+            logger.warning(
+                "%s: %s. Scoring images of %s in tiles of %s from now on; set TEST.SLIDING_WINDOW to choose the size.",
+                view.get("file_name", "an image"), reason, size, smaller,
+            )  # fmt: skip
+            window = self._tiles[size] = smaller
+
+    def _windowed_logits(self, view: dict, window: tuple[int, int]) -> Tensor:
+        image = view["image"]
+        height, width = image.shape[-2:]
+        tall, wide = (min(w or s, s) for w, s in zip(window, (height, width)))
+        if (tall, wide) == (height, width):
+            return self.model([view])[0]["sem_seg"]
+        total: Tensor | None = None
+        for top, left in _windows((height, width), (tall, wide)):
+            rows, columns = slice(top, top + tall), slice(left, left + wide)
+            part = self.model([{**view, "image": image[:, rows, columns], "height": tall, "width": wide}])[0]["sem_seg"]
+            if total is None:
+                total = part.new_zeros(part.shape[0], height, width)
+                passes = part.new_zeros(height, width)
+            total[:, rows, columns] += part
+            passes[rows, columns] += 1
+        total /= passes
+        size = (view["height"], view["width"])
+        if size == (height, width):
+            return total
+        return F.interpolate(total[None], size=size, mode="bilinear", align_corners=False)[0]
+
+
+def window_starts(length: int, window: int) -> list[int]:
+    """First pixels of the windows that cover ``length`` pixels: steps of two thirds, the last window ends flush."""
+    last = max(length - window, 0)
+    return [*range(0, last, max(2 * window // 3, 1)), last]
+
+
+def _windows(size: tuple[int, int], window: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    for top in window_starts(size[0], window[0]):
+        for left in window_starts(size[1], window[1]):
+            yield top, left
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    text = str(error).lower()  # the class of CUDA's error has moved between torch versions, CPU's has none of its own
+    return "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text
