@@ -36,9 +36,8 @@ def list_pairs(split: SplitSpec, root: str) -> list[dict[str, Any]]:
         DatasetFilesError: nothing there, or an image without label, or a label without image; says which.
     """
     found = pair_files(split, root)
-    for stray, other in ((found.without_label, "label"), (found.without_image, "image")):
-        if stray:
-            _refuse_strays(split, root, stray, other)
+    if found.without_label or found.without_image:
+        _refuse_strays(split, root, found)
     if split.count is not None and len(found.images) != split.count:
         logger.warning("%s: %d images found, %d expected", split.catalog, len(found.images), split.count)
     records = [
@@ -66,9 +65,10 @@ def _add_annotations(records: list[dict[str, Any]], found: Pairing, split: Split
         raise DatasetFilesError(f"{split.catalog}: {problem}") from problem
 
 
-def _refuse_strays(split: SplitSpec, root: str, ids: tuple[str, ...], other: str) -> None:
-    have, patterns = ("image", split.labels) if other == "label" else ("label", split.images)
+def _refuse_strays(split: SplitSpec, root: str, found: Pairing) -> None:
+    sides = [("images without label", found.without_label), ("labels without image", found.without_image)]
+    strays = "; ".join(f"{len(ids)} {what}: {some(ids)}" for what, ids in sides if ids)
     raise DatasetFilesError(
-        f"{split.catalog}: {len(ids)} {have} file{'s' if len(ids) > 1 else ''} without {other}: {some(ids)}"
-        f"{place(patterns, root)} Add what is missing, move the strays away, or choose files with `ids` in a spec."
+        f"{split.catalog}: {strays}{place((*split.images, *split.labels), root)} "
+        "Add what is missing, move the strays away, or choose files with `ids` in a spec."
     )

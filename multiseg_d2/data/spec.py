@@ -49,6 +49,7 @@ scores: ``{category: {flat: [road, sidewalk], ...}}``).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def _merged(path: Path, inner: tuple[Path, ...]) -> Mapping[str, Any]:
     if path.resolve() in inner:
         chain = " > ".join(str(p) for p in (*inner, path))
         raise SpecError(f"{path}: extends: specs extend each other in a circle: {chain}")
-    content = check_top_level(read_yaml(path, SpecError), str(path))
+    content = _packaged_content(path) if path.parent == _PACKAGED else _content(path)
     if "extends" not in content:
         return content
     base = _merged(spec_path(content["extends"], path.parent), (*inner, path.resolve()))
@@ -113,6 +114,13 @@ def _merged(path: Path, inner: tuple[Path, ...]) -> Mapping[str, Any]:
             f"{_names(merged)} against {_names(base)}. Give this spec a `dataset` of its own."
         )
     return merged
+
+
+def _content(path: Path) -> Mapping[str, Any]:
+    return check_top_level(read_yaml(path, SpecError), str(path))
+
+
+_packaged_content = lru_cache(maxsize=None)(_content)  # several specs extend the same one
 
 
 def _names(content: Mapping[str, Any]) -> list[Any]:
