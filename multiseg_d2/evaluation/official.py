@@ -158,8 +158,8 @@ class IddRule(OfficialRule):
 
     title = "IDD evaluate_mIoU.py at 1920x1080"
     difference = (
-        "maps are resized to 1920x1080; a class that is predicted but has no ground truth scores 0, one that is neither "
-        "makes the mean n/a; coarser levels drop void predictions"
+        "maps are resized to 1920x1080; a class that is predicted but has no ground truth scores 0, "
+        "one that is neither makes the mean n/a; coarser levels drop void predictions"
     )
     extra_matrices = ("resized",)
     size = (1920, 1080)
@@ -202,7 +202,7 @@ class CocoStuffRule(OfficialRule):
     """
 
     title = "COCO-Stuff (deeplab-pytorch)"
-    difference = "classes without ground truth, and so the 11 empty ids of 182, are left out: the same as the plain score"
+    difference = "none: classes without ground truth, and so the 11 empty ids of 182, are left out of the mean"
 
     def class_iou(self, matrix: np.ndarray) -> np.ndarray:
         return confusion.class_iou(matrix)

@@ -33,7 +33,7 @@ def score(rule_name, prediction, truth, classes=CLASSES, groupings=None):
 
 
 def same(ours, theirs):
-    return math.isnan(ours) and math.isnan(theirs) or abs(ours - theirs) < 1e-9
+    return (math.isnan(ours) and math.isnan(theirs)) or abs(ours - theirs) < 1e-9
 
 
 def random_maps(num_classes, seed, shape=(40, 60), absent=()):
@@ -71,7 +71,9 @@ def predictions(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return prediction
 
 
-@pytest.mark.parametrize("rule, images", [("cityscapes", slice(None)), ("cityscapes", slice(2, 4)), ("kitti", slice(2, 4))])
+@pytest.mark.parametrize(
+    "rule, images", [("cityscapes", slice(None)), ("cityscapes", slice(2, 4)), ("kitti", slice(2, 4))]
+)
 def test_cityscapes_rule_equals_the_official_evaluator_on_real_maps(kitti_truth, tmp_path, monkeypatch, rule, images):
     rng = np.random.default_rng(0)
     kitti_truth = kitti_truth[images]
@@ -184,9 +186,7 @@ def test_mapillary_rule_drops_void_predictions():
     ours = score("mapillary", prediction, truth, classes)
     kept = (truth != 255) & (prediction != 255)
     p, t = prediction[kept].tolist(), truth[kept].tolist()
-    expected = [
-        sum(a == b == c for a, b in zip(p, t)) / sum(a == c or b == c for a, b in zip(p, t)) for c in range(5)
-    ]
+    expected = [sum(a == b == c for a, b in zip(p, t)) / sum(a == c or b == c for a, b in zip(p, t)) for c in range(5)]
     assert [ours[f"IoU-{c}"] for c in classes] == pytest.approx(expected, abs=1e-12)
     assert ours["IoU-e"] == 0 and ours["mIoU"] == pytest.approx(sum(expected) / 5, abs=1e-12)
 
