@@ -68,6 +68,8 @@ def add_multiseg_config(cfg: CN) -> None:
     cfg.MODEL.DATASET_NORM.UNSEEN = "error"
 
     # ---- Training (engine/) --------------------------------------------------------------------------------------
+    # Not ours: Detectron2 0.5 presets 1e-4 whatever SOLVER.WEIGHT_DECAY is; None follows it, as current Detectron2 does.
+    cfg.SOLVER.WEIGHT_DECAY_BIAS = None
     # "SGD" or "AdamW".
     cfg.SOLVER.OPTIMIZER = "SGD"
     # Exponent of WarmupPolyLR, one of SOLVER.LR_SCHEDULER_NAME's values beside Detectron2's own.

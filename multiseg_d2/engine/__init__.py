@@ -1,0 +1,27 @@
+"""Training and evaluation runs: set-up, processes, the step, checkpoints."""
+from __future__ import annotations
+
+from .checkpoint import AtomicCheckpointer
+from .checkpoint_file import CheckpointError
+from .config_file import ConfigError, load_config
+from .initial_weights import load_weights
+from .launch import launch
+from .setup import argument_parser, setup
+from .signals import EXIT_STOPPED
+from .step import NonFiniteLossError, TrainStep
+from .trainer import Trainer
+
+__all__ = [
+    "EXIT_STOPPED",
+    "AtomicCheckpointer",
+    "CheckpointError",
+    "ConfigError",
+    "NonFiniteLossError",
+    "TrainStep",
+    "Trainer",
+    "argument_parser",
+    "launch",
+    "load_config",
+    "load_weights",
+    "setup",
+]

@@ -1,0 +1,108 @@
+"""What the processes of one run do together: seeds, averaged gradients, equal buffers, agreement on a step."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from detectron2.utils import comm
+from torch import Tensor, nn
+
+__all__ = ["average_gradients", "broadcast", "draw_seed", "seed_step", "unwrapped"]
+
+_BUCKET_ELEMENTS = 16 * 2**20  # 64 MB of float32 per message: bounds the extra memory
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside a ``DistributedDataParallel``, or the model itself."""
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+
+
+def draw_seed() -> int:
+    """A seed in [0, 2**31) from the operating system, the same on all processes."""
+    seed = int(np.random.SeedSequence().generate_state(1)[0] >> 1)
+    return comm.all_gather(seed)[0]
+
+
+def seed_step(seed: int, step: int, rank: int | None = None) -> None:
+    """Seeds torch (CPU and GPU), NumPy and ``random`` from (seed, step, rank) alone.
+
+    Dropout and whatever else a model draws is then the same in a resumed run, with no generator state to save.
+
+    Args:
+        seed: of the run, >= 0.
+        step: >= 0.
+        rank: of this process; None looks it up.
+    """
+    rank = comm.get_rank() if rank is None else rank
+    word, short = np.random.SeedSequence((seed, step, rank)).generate_state(2, np.uint64)
+    torch.manual_seed(int(word) >> 1)
+    np.random.seed(int(short) & 0xFFFFFFFF)  # noqa: NPY002  (other people's code may draw from it)
+    random.seed(int(short))
+
+
+def _buckets(tensors: Iterable[Tensor]) -> Iterable[list[Tensor]]:
+    """Runs of tensors of one type, each of bounded size."""
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        full = sum(t.numel() for t in bucket) + tensor.numel() > _BUCKET_ELEMENTS
+        if bucket and (full or bucket[0].dtype != tensor.dtype):
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket
+
+
+def _scatter_back(flat: Tensor, bucket: list[Tensor]) -> None:
+    for tensor, part in zip(bucket, flat.split([t.numel() for t in bucket]), strict=True):
+        tensor.copy_(part.view(tensor.shape))
+
+
+def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Replaces every gradient by its mean over the processes, in place.
+
+    A gradient that is absent on this process counts as zero, so that processes may hold different datasets. One that is
+    absent everywhere stays absent: the optimizer leaves such a parameter alone, as it does in a single process.
+
+    Args:
+        parameters: the same ones, in the same order, on all processes.
+    """
+    world_size = comm.get_world_size()
+    if world_size == 1:
+        return
+    device = parameters[0].device
+    present = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32, device=device)
+    dist.all_reduce(present, op=dist.ReduceOp.MAX)
+    gradients = []
+    for parameter, somewhere in zip(parameters, present.tolist(), strict=True):
+        if somewhere:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            gradients.append(parameter.grad)
+    for bucket in _buckets(gradients):
+        flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
+        dist.all_reduce(flat)
+        _scatter_back(flat.div_(world_size), bucket)
+
+
+@torch.no_grad()
+def broadcast(tensors: Iterable[Tensor]) -> None:
+    """Gives every process the values of rank 0, in place.
+
+    Batch norms that are not synchronised count their own images on every process, so their buffers drift apart. What is
+    saved and what is evaluated is rank 0's, everywhere: a resumed run is then the same as an unbroken one on every
+    process.
+
+    Args:
+        tensors: the same ones, in the same order, on all processes.
+    """
+    if comm.get_world_size() == 1:
+        return
+    for bucket in _buckets(tensors):
+        flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+        dist.broadcast(flat, src=0)
+        _scatter_back(flat, bucket)

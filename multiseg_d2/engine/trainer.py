@@ -1,0 +1,266 @@
+"""The trainer: Detectron2's, with this project's data order, step, checkpoints and evaluation."""
+
+from __future__ import annotations
+
+import logging
+import os
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer, HookBase, hooks
+from detectron2.engine.train_loop import TrainerBase
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
+from detectron2.utils import comm
+from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
+from torch import nn
+
+from multiseg_d2.data import loader
+from multiseg_d2.evaluation.evaluator import build_evaluator
+from multiseg_d2.modeling.test_time import build_test_model
+
+from .checkpoint import AtomicCheckpointer
+from .checkpoint_file import check_plain
+from .hooks import CheckpointHook, EvaluationHook, LearningRateHook, StopHook
+from .initial_weights import load_weights
+from .ranks import broadcast, draw_seed, seed_step, unwrapped
+from .resume_checks import ResumeError, check_parameter_names, log_config_changes, run_facts
+from .signals import StopSignals
+from .solver import build_gradient_clipper, build_lr_scheduler, build_optimizer
+from .step import TrainStep
+
+__all__ = ["Trainer", "evaluation_dir"]
+
+logger = logging.getLogger(__name__)
+
+_LOG_PERIOD = 20  # steps, as in Detectron2
+
+
+class Trainer(DefaultTrainer):
+    """Trains one model on all datasets of a config.
+
+    Detectron2's :class:`DefaultTrainer` with the same methods to override (``build_model``, ``build_optimizer``,
+    ``build_train_loader``, ``build_evaluator``, ``build_hooks``, ...). Different:
+
+    * The step is :class:`TrainStep`. The loader is built when training starts, at the step it starts with.
+    * What resumes is everything: a run of N steps, resumed for N more, equals one of 2N steps bit by bit on a CPU.
+    * SIGTERM, SIGUSR1 and Ctrl-C end the run after the step in hand, with a checkpoint and exit code 75.
+
+    A method that works in rounds (self-training) is a hook: it may change ``trainer.cfg`` or the catalog and call
+    ``restart_loader``, save with the :class:`CheckpointHook`, and keep its own state in ``state_dict`` /
+    ``load_state_dict``.
+
+    Args:
+        cfg: the whole config, with its datasets registered. A negative ``SEED`` draws one, which is logged and saved.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        TrainerBase.__init__(self)  # not DefaultTrainer's: it builds the loader and Detectron2's own step
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        seed_was_drawn = cfg.SEED < 0
+        self.cfg = _with_seed(cfg, draw_seed() if seed_was_drawn else cfg.SEED)
+        if seed_was_drawn:
+            logger.info("SEED is %d: drew %d; set it to repeat this run", cfg.SEED, self.cfg.SEED)
+        self.signals = StopSignals()
+        self.stop_agreed = False
+
+        seed_step(self.cfg.SEED, 0, rank=0)  # all processes start from the same weights
+        model = self.build_model(self.cfg)
+        optimizer = self.build_optimizer(self.cfg, model)
+        self._trainer = TrainStep(
+            self.wrap_model(self.cfg, model),
+            optimizer,
+            lambda step: self.build_train_loader(self.cfg, step),
+            seed=self.cfg.SEED,
+            mode=cfg.SOLVER.STEP_MODE,
+            amp_dtype=getattr(torch, cfg.SOLVER.AMP.DTYPE) if cfg.SOLVER.AMP.ENABLED else None,
+            clip=build_gradient_clipper(cfg),
+        )
+        self.scheduler = self.build_lr_scheduler(self.cfg, optimizer)
+        facts = run_facts(self.cfg, model) | ({"seed": None} if seed_was_drawn else {})
+        self.checkpointer = AtomicCheckpointer(model, cfg.OUTPUT_DIR, run=facts, trainer=weakref.proxy(self))
+        self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
+        self.register_hooks(self.build_hooks())
+
+    # ---- building: each can be overridden ------------------------------------------------------------------------
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """Detectron2's, in the memory format of ``SOLVER.CHANNELS_LAST``."""
+        model = super().build_model(cfg)
+        return model.to(memory_format=torch.channels_last) if cfg.SOLVER.CHANNELS_LAST else model
+
+    @classmethod
+    def wrap_model(cls, cfg: CfgNode, model: nn.Module) -> nn.Module:
+        """The model as the step calls it: in ``DistributedDataParallel`` for a fused step over several processes."""
+        model.train()
+        if cfg.SOLVER.STEP_MODE == "sequential":
+            broadcast([*model.parameters(), *model.buffers()])
+            return model
+        if comm.get_world_size() == 1:
+            return model
+        on_gpu = next(model.parameters()).is_cuda
+        return nn.parallel.DistributedDataParallel(
+            model,
+            device_ids=[torch.cuda.current_device()] if on_gpu else None,
+            broadcast_buffers=False,
+            find_unused_parameters=_some_step_lacks_a_dataset(cfg),
+        )
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """See :func:`.solver.build_optimizer`."""
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer):
+        """See :func:`.solver.build_lr_scheduler`."""
+        return build_lr_scheduler(cfg, optimizer)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode, start_step: int = 0) -> Iterable[list[dict]]:
+        """This process's batches for ``start_step``, the next step, and so on."""
+        return loader.build_train_loader(cfg, start_step)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict]]:
+        """This process's part of a test set, one sample per batch."""
+        return loader.build_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        """Scores an entry of ``DATASETS.TEST`` in its own label space."""
+        return build_evaluator(cfg, dataset_name, evaluation_dir(cfg))
+
+    def build_hooks(self) -> list[HookBase]:
+        """The order matters: what is saved must be complete, and stopping comes last."""
+        checkpoints = CheckpointHook(self.cfg.SOLVER.CHECKPOINT_PERIOD)
+        evaluate = EvaluationHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate, checkpoints)
+        writers = [hooks.PeriodicWriter(self.build_writers(), _LOG_PERIOD)] if comm.is_main_process() else []
+        return [hooks.IterationTimer(), LearningRateHook(), checkpoints, evaluate, *writers, StopHook(checkpoints)]
+
+    def build_writers(self) -> list[EventWriter]:
+        """Console with ETA, ``metrics.json``, and TensorBoard where it is installed."""
+        folder = self.cfg.OUTPUT_DIR
+        writers = [CommonMetricPrinter(self.max_iter), JSONWriter(os.path.join(folder, "metrics.json"))]
+        try:
+            return [*writers, TensorboardXWriter(folder)]
+        except ImportError:
+            logger.warning("tensorboard is not installed: metrics go to the log and to metrics.json only")
+            return writers
+
+    # ---- running -------------------------------------------------------------------------------------------------
+    def train(self) -> Any:
+        """Trains from ``start_iter`` to ``max_iter``; see Detectron2."""
+        self.checkpointer.run["seed"] = self.cfg.SEED
+        check_plain(self.state_dict(), "the trainer's state")  # at once, not at the first checkpoint
+        with self.signals:
+            return super().train()
+
+    def run_step(self) -> None:
+        """Runs one :class:`TrainStep`."""
+        self.stop_agreed = self._trainer.run(self.iter, stop=self.signals.requested)
+
+    def restart_loader(self) -> None:
+        """Builds the training data anew before the next step (a hook has changed what is trained on)."""
+        self._trainer.restart_loader()
+
+    def _evaluate(self) -> dict[str, Any]:
+        self._last_eval_results = self.test(self.cfg, self.model)
+        return self._last_eval_results
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None) -> dict[str, Any]:
+        """Evaluates every dataset of ``DATASETS.TEST`` in its own label space and writes one report.
+
+        Returns:
+            Results by catalog name (also for a single one); empty dicts on other processes than the main one.
+        """
+        broadcast(unwrapped(model).buffers())
+        model = build_test_model(cfg, unwrapped(model))
+        results: dict[str, Any] = {}
+        for index, name in enumerate(cfg.DATASETS.TEST):
+            evaluator = evaluators[index] if evaluators else cls.build_evaluator(cfg, name)
+            results[name] = inference_on_dataset(model, cls.build_test_loader(cfg, name), evaluator)
+        if comm.is_main_process() and results:
+            from multiseg_d2.evaluation.report import write_report
+
+            write_report(results, evaluation_dir(cfg))
+        return results
+
+    # ---- state ---------------------------------------------------------------------------------------------------
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Continues from the last whole checkpoint in ``OUTPUT_DIR``, or starts from ``MODEL.WEIGHTS``.
+
+        Raises:
+            CheckpointError: nothing usable to load.
+            ResumeError: the checkpoint is of a run that differs from this one; the message lists the differences.
+        """
+        if resume and self.checkpointer.has_checkpoint():
+            self.checkpointer.resume(self.checkpointer.get_checkpoint_file())
+            self._use_seed(self.checkpointer.run["seed"])
+            self.start_iter = self.iter + 1
+            return
+        if resume:
+            logger.warning("--resume: there is no checkpoint in %s, so this run starts at step 0", self.cfg.OUTPUT_DIR)
+        load_weights(self.model, self.cfg.MODEL.WEIGHTS, cfg=self.cfg)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the model: what a resumed run needs to equal an unbroken one."""
+        return {
+            "iteration": self.iter,
+            "scheduler": self.scheduler.state_dict(),
+            "hooks": {name: hook.state_dict() for name, hook in self._stateful_hooks().items()},
+            "config": self.cfg.dump(),
+            **self._trainer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores :meth:`state_dict`.
+
+        Raises:
+            ResumeError: the optimizer's parameters are not those of the checkpoint.
+        """
+        check_parameter_names(state["optimizer"], self.optimizer)
+        self._trainer.load_state_dict(state)
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.iter = state["iteration"]
+        for name, hook in self._stateful_hooks().items():
+            if name in state["hooks"]:
+                hook.load_state_dict(state["hooks"][name])
+        log_config_changes(state["config"], self.cfg)
+
+    def _stateful_hooks(self) -> dict[str, HookBase]:
+        """Hooks that have both halves of a state, by class name."""
+        stateful = [hook for hook in self._hooks if hasattr(hook, "load_state_dict")]
+        names = [type(hook).__qualname__ for hook in stateful]
+        if len(set(names)) != len(names):
+            raise ResumeError(f"two hooks with a state have the same class, so that one of them would be lost: {names}")
+        return dict(zip(names, stateful, strict=True))
+
+    def _use_seed(self, seed: int) -> None:
+        self._trainer.seed = seed
+        self.cfg = _with_seed(self.cfg, seed)
+
+
+def evaluation_dir(cfg: CfgNode) -> str:
+    """Folder of all evaluation results, as Detectron2 calls it."""
+    return os.path.join(cfg.OUTPUT_DIR, "inference")
+
+
+def _with_seed(cfg: CfgNode, seed: int) -> CfgNode:
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.SEED = seed
+    cfg.freeze()
+    return cfg
+
+
+def _some_step_lacks_a_dataset(cfg: CfgNode) -> bool:
+    """Whether a process may meet a step without images of some dataset, whose parameters then get no gradient there."""
+    if cfg.DATALOADER.SCHEDULE == "alternation":
+        return cfg.DATALOADER.INTERVAL > 1 and len(cfg.DATASETS.TRAIN) > 1
+    if cfg.DATALOADER.SCHEDULE == "fixed":
+        return any(weight % comm.get_world_size() for weight in cfg.DATALOADER.WEIGHTS)
+    return len(cfg.DATASETS.TRAIN) > 1
