@@ -68,12 +68,20 @@ class CropWindow(Transform):
         return np.stack((self.out_w - x if self.flip else x, y), axis=1)
 
     def _resample(self, pixels: np.ndarray, interp: int) -> np.ndarray:
-        result = pixels[self.y0 : self.y0 + self.h, self.x0 : self.x0 + self.w]  # a view
+        window = pixels[self.y0 : self.y0 + self.h, self.x0 : self.x0 + self.w]  # a view
+        if window.ndim == 2 or window.shape[2] <= 4:
+            return self._resize(window, interp)
+        # OpenCV's functions know four channels; some of them do more, and none says so.
+        parts = [np.ascontiguousarray(window[..., k : k + 4]) for k in range(0, window.shape[2], 4)]
+        return np.concatenate([self._resize(part, interp) for part in parts], axis=2)
+
+    def _resize(self, window: np.ndarray, interp: int) -> np.ndarray:
+        result = window
         if (self.h, self.w) != (self.out_h, self.out_w):
             result = cv2.resize(result, (self.out_w, self.out_h), interpolation=interp)
         if self.flip:
             result = cv2.flip(result, 1)
-        return result.reshape(self.out_h, self.out_w, *pixels.shape[2:])  # OpenCV drops a channel axis of length 1
+        return result.reshape(self.out_h, self.out_w, *window.shape[2:])  # OpenCV drops a channel axis of length 1
 
 
 class ColorJitter(Transform):

@@ -1,0 +1,225 @@
+"""Windows against resizing the whole image first, jitter against floats, draws against their ranges."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+from detectron2.data.transforms import HFlipTransform, NoOpTransform, ResizeTransform, TransformList
+from fvcore.transforms.transform import CropTransform
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from multiseg_d2.data.augment import ColorJitter, CropWindow, draw_color_jitter, draw_crop, draw_scale
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
+
+
+SHAPES = st.tuples(st.integers(1, 60), st.integers(1, 60))
+
+
+@st.composite
+def windows(draw):
+    height, width = draw(SHAPES)
+    h, w = draw(st.integers(1, height)), draw(st.integers(1, width))
+    y0, x0 = draw(st.integers(0, height - h)), draw(st.integers(0, width - w))
+    return (height, width), CropWindow(x0, y0, w, h, *draw(SHAPES)[::-1], flip=draw(st.booleans()))
+
+
+@settings(deadline=None)
+@given(windows(), st.integers(0, 9))
+def test_ids_are_taken_from_where_their_pixel_centres_lie(case, seed):
+    (height, width), window = case
+    ids = noise(height, width, seed=seed)
+    got = window.apply_segmentation(ids)
+    assert got.shape == (window.out_h, window.out_w)
+    for y in range(window.out_h):
+        for x in range(window.out_w):
+            column = window.out_w - 1 - x if window.flip else x
+            # The centre's place in the original; on an edge between two pixels either will do.
+            cy, cx = (
+                window.y0 + (y + 0.5) * window.h / window.out_h,
+                window.x0 + (column + 0.5) * window.w / window.out_w,
+            )
+            allowed = {ids[j, i] for j in _touching(cy, height) for i in _touching(cx, width)}
+            assert got[y, x] in allowed
+
+
+def _touching(centre: float, length: int) -> set[int]:
+    return {min(max(int(np.floor(centre + e)), 0), length - 1) for e in (-1e-3, 1e-3)}
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize(("scale", "rows", "columns"), [(1, 24, 36), (2, 12, 18), (3, 8, 12), (0.5, 48, 72)])
+def test_a_window_equals_resizing_everything_and_then_cropping(scale, rows, columns, flip):
+    image, label = noise(64, 96, 3), noise(64, 96)
+    y0, x0 = 10, 16
+    window = CropWindow(x0, y0, columns, rows, 36, 24, flip)
+    whole = (round(96 * scale), round(64 * scale))
+    top, left = int(y0 * scale), int(x0 * scale)
+    part = np.s_[top : top + 24, left : left + 36]
+    expected = cv2.resize(image, whole, interpolation=cv2.INTER_LINEAR)[part].astype(int)
+    expected_ids = cv2.resize(label, whole, interpolation=cv2.INTER_NEAREST_EXACT)[part]
+    if flip:
+        expected, expected_ids = expected[:, ::-1], expected_ids[:, ::-1]
+    np.testing.assert_array_equal(window.apply_segmentation(label), expected_ids)
+    # At the window's edge bilinear would look one pixel beyond it.
+    assert np.abs(window.apply_image(image) - expected)[2:-2, 2:-2].max() <= 1
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.4, 2.0])
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_window_agrees_with_detectron2s_transforms(scale, flip):
+    image = cv2.GaussianBlur(noise(80, 120, 3), (0, 0), 2)
+    label = (cv2.GaussianBlur(noise(80, 120), (0, 0), 6) // 8).astype(np.uint8)
+    w, h = round(60 / scale), round(40 / scale)
+    window = CropWindow(w, h, w, h, 60, 40, flip)  # its corner lands on a whole pixel at every scale
+    transforms = [ResizeTransform(80, 120, round(80 * 40 / h), round(120 * 60 / w)), CropTransform(60, 40, 60, 40)]
+    theirs = TransformList([*transforms, *([HFlipTransform(60)] if flip else [])])
+    difference = np.abs(window.apply_image(image).astype(int) - theirs.apply_image(image))
+    assert difference[2:-2, 2:-2].mean() < 1.0
+    assert (window.apply_segmentation(label) == theirs.apply_segmentation(label)).mean() > 0.95
+    boxes = np.array([[70.0, 45.0, 90.0, 65.0], [0.0, 0.0, 120.0, 80.0]])
+    assert np.abs(window.apply_box(boxes) - theirs.apply_box(boxes)).max() < 1.0
+
+
+@settings(deadline=None, max_examples=50)
+@given(windows())
+def test_points_go_where_the_pixels_go(case):
+    (height, width), window = case
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    got = window.apply_image(np.stack([x, y], axis=2) + 0.5, interp=cv2.INTER_NEAREST_EXACT)  # original pixel centres
+    points = window.apply_coords(got.reshape(-1, 2)).reshape(got.shape)
+    # Nearest neighbour moves a centre by half an original pixel at most.
+    rows, columns = np.mgrid[: window.out_h, : window.out_w] + 0.5
+    assert np.abs(points[..., 0] - columns).max() <= 0.5 * window.out_w / window.w + 1e-3
+    assert np.abs(points[..., 1] - rows).max() <= 0.5 * window.out_h / window.h + 1e-3
+
+
+def test_points_outside_stay_outside():
+    window = CropWindow(10, 20, 30, 40, 60, 80, flip=True)
+    corners = np.array([[10, 20], [40, 60], [0, 0], [70, 100]])
+    np.testing.assert_allclose(window.apply_coords(corners), [[60, 0], [0, 80], [80, -40], [-60, 160]])
+    np.testing.assert_allclose(window.apply_box(np.array([[10, 20, 40, 60]])), [[0, 0, 60, 80]])
+
+
+@pytest.mark.parametrize("channels", [1, 2, 5, 40])
+@pytest.mark.parametrize("out", [(9, 14), (30, 45), (7, 5)])
+def test_soft_maps_of_any_number_of_classes_keep_summing_to_one(channels, out):
+    soft = np.random.default_rng(0).random((30, 40, channels)).astype(np.float32)
+    soft /= soft.sum(2, keepdims=True)
+    window = CropWindow(4, 3, 33, 25, *out[::-1], flip=True)
+    got = window.apply_image(soft)
+    assert got.shape == (*out, channels) and got.dtype == np.float32
+    np.testing.assert_allclose(got.sum(2), 1, atol=1e-5)
+    for k in range(channels):
+        np.testing.assert_allclose(got[..., k], window.apply_image(np.ascontiguousarray(soft[..., k])), atol=1e-6)
+
+
+def test_strong_shrinking_averages_and_does_not_skip():
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::4] = 200  # one column in four; bilinear at a quarter of the size would see 0 or 200 only
+    got = CropWindow(0, 0, 64, 64, 16, 16).apply_image(stripes)
+    np.testing.assert_array_equal(got, 50)
+
+
+def test_rows_below_the_window_are_not_needed():
+    image = noise(50, 60, 3)
+    window = CropWindow(5, 10, 20, 12, 40, 24, flip=True)
+    np.testing.assert_array_equal(window.apply_image(image[:22]), window.apply_image(image))
+
+
+def test_sixteen_bit_ids_survive():
+    ids = np.random.default_rng(0).integers(0, 65536, (20, 30)).astype(np.uint16)
+    got = CropWindow(0, 0, 30, 20, 60, 40).apply_segmentation(ids)
+    np.testing.assert_array_equal(got, np.repeat(np.repeat(ids, 2, 0), 2, 1))
+
+
+# ---- draws ----
+
+
+@given(st.integers(0, 1 << 32), st.floats(0.1, 3), st.floats(0, 3))
+def test_scales_lie_in_their_range(seed, low, more):
+    assert low <= draw_scale(np.random.default_rng(seed), (low, low + more)) <= low + more + 1e-12
+
+
+def test_scales_of_a_grid_are_all_drawn_equally_often():
+    rng = np.random.default_rng(0)
+    drawn = [draw_scale(rng, (0.7, 2.1, 0.1)) for _ in range(6000)]
+    values, counts = np.unique(np.round(drawn, 6), return_counts=True)
+    np.testing.assert_allclose(values, 0.7 + 0.1 * np.arange(15))
+    assert counts.min() > 300 and counts.max() < 500  # 400 expected, sigma 19
+
+
+@settings(deadline=None)
+@given(SHAPES, SHAPES, st.floats(0.2, 3), st.integers(0, 1 << 32))
+def test_drawn_windows_lie_inside_and_have_the_drawn_scale(shape, crop, scale, seed):
+    height, width = shape
+    window = draw_crop(np.random.default_rng(seed), height, width, scale, crop)
+    assert window.y0 >= 0 and window.y0 + window.h <= height and window.h >= 1
+    assert window.x0 >= 0 and window.x0 + window.w <= width and window.w >= 1
+    assert (window.out_h, window.out_w) == tuple(min(c, max(1, round(n * scale))) for n, c in zip(shape, crop))
+    for out, taken in ((window.out_h, window.h), (window.out_w, window.w)):
+        assert abs(out - taken * scale) <= 0.5 * max(1, scale) + 1e-9 or taken == 1  # rounded to whole pixels
+
+
+def test_without_a_crop_size_the_whole_image_is_taken():
+    window = draw_crop(np.random.default_rng(0), 40, 60, 1.5, None)
+    assert (window.x0, window.y0, window.w, window.h, window.out_w, window.out_h) == (0, 0, 60, 40, 90, 60)
+
+
+def test_every_position_and_both_flips_are_drawn():
+    rng = np.random.default_rng(0)
+    drawn = [draw_crop(rng, 12, 14, 1.0, (10, 10), 0.5) for _ in range(3000)]
+    counts = np.zeros((3, 5, 2))
+    for window in drawn:
+        counts[window.y0, window.x0, int(window.flip)] += 1
+    assert counts.min() > 60 and counts.max() < 145  # 100 expected, sigma 10
+
+
+def test_refused_windows_are_drawn_again_ten_times_at_most():
+    for stop, expected in ((1, 1), (4, 4), (99, 10)):
+        seen = []
+
+        def accept(window, seen=seen, stop=stop):
+            seen.append(window)
+            return len(seen) == stop
+
+        window = draw_crop(np.random.default_rng(1), 50, 50, 1.0, (10, 10), accept=accept)
+        assert len(seen) == expected and window is seen[-1]
+
+
+# ---- colour ----
+
+
+@pytest.mark.parametrize("order", ["BGR", "RGB"])
+def test_jitter_equals_its_definition_in_floats(order):
+    image = cv2.GaussianBlur(noise(40, 50, 3), (0, 0), 3)
+    weights = np.array([0.299, 0.587, 0.114])[:: -1 if order == "BGR" else 1]
+    for brightness, contrast, saturation in ((1.2, 1, 1), (0.7, 1.3, 1), (1, 0.6, 1.4), (1.1, 1.2, 0.3), (1, 1, 0)):
+        values = image * brightness
+        middle = (values @ weights).mean()
+        values = np.clip((values - middle) * contrast + middle, 0, 255)
+        grey = (values @ weights)[..., None]
+        expected = np.clip(grey + saturation * (values - grey), 0, 255)
+        got = ColorJitter(brightness, contrast, saturation, order).apply_image(image)
+        assert got.dtype == np.uint8 and np.abs(got - expected).max() <= 2.5
+
+
+def test_jitter_leaves_everything_else_alone():
+    jitter = ColorJitter(1.3, 0.7, 1.2)
+    label, boxes = noise(5, 5), np.array([[1.0, 2.0, 3.0, 4.0]])
+    assert jitter.apply_segmentation(label) is label
+    np.testing.assert_array_equal(jitter.apply_box(boxes), boxes)
+
+
+def test_jitter_is_drawn_within_its_strength():
+    rng = np.random.default_rng(0)
+    assert isinstance(draw_color_jitter(rng, 0.0, "BGR"), NoOpTransform)
+    drawn = [draw_color_jitter(rng, 0.4, "BGR") for _ in range(500)]
+    factors = np.array([[j.brightness, j.contrast, j.saturation] for j in drawn])
+    assert factors.min() >= 0.6 and factors.max() <= 1.4
+    assert (factors.min(0) < 0.62).all() and (factors.max(0) > 1.38).all()
+    assert np.abs(np.corrcoef(factors.T) - np.eye(3)).max() < 0.15
