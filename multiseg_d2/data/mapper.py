@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.data import detection_utils as d2_utils
+from detectron2.structures import Boxes, BoxMode, Instances
 
 from ..label_space import IGNORE
 from .augment import CropWindow, draw_color_jitter, draw_crop, draw_scale
@@ -73,8 +73,8 @@ class TrainMapper:
             "crop_size": _crop_size(cfg),
             "scale_range": _scale_range(cfg),
             "flip_probability": _flip_probability(cfg),
-            "single_category_max_area": cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA,
-            "color_jitter": cfg.INPUT.COLOR_JITTER,
+            "single_category_max_area": _single_category_max_area(cfg),
+            "color_jitter": _color_jitter(cfg),
             "pad_value": cfg.MODEL.PIXEL_MEAN,
         }
 
@@ -198,13 +198,15 @@ def _add_weak_labels(
         return local_id if target.translation is None else int(target.translation[local_id])
 
     if "annotations" in dataset_dict:
-        boxes = []
-        for annotation in dataset_dict["annotations"]:
-            category = translate(annotation["category_id"])
-            if annotation.get("iscrowd", 0) == 0 and category != IGNORE:
-                box = {"bbox": annotation["bbox"], "bbox_mode": annotation["bbox_mode"], "category_id": category}
-                boxes.append(d2_utils.transform_instance_annotations(box, [window], (window.out_h, window.out_w)))
-        sample["instances"] = d2_utils.filter_empty_instances(d2_utils.annotations_to_instances(boxes, tuple(size)))
+        kept = [(a, translate(a["category_id"])) for a in dataset_dict["annotations"] if a.get("iscrowd", 0) == 0]
+        kept = [(a, category) for a, category in kept if category != IGNORE]
+        boxes = [BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS) for a, _ in kept]
+        boxes = window.apply_box(np.array(boxes, np.float64).reshape(-1, 4))  # (B, 4)
+        instances = Instances(tuple(size))
+        instances.gt_boxes = Boxes(torch.from_numpy(boxes.astype(np.float32)))
+        instances.gt_boxes.clip((window.out_h, window.out_w))
+        instances.gt_classes = torch.tensor([category for _, category in kept], dtype=torch.int64)
+        sample["instances"] = instances[instances.gt_boxes.nonempty(threshold=1e-5)]
     if "image_tags" in dataset_dict:
         tags = {translate(tag) for tag in dataset_dict["image_tags"]} - {IGNORE}
         sample["image_tags"] = sorted(tags)
@@ -232,3 +234,16 @@ def _flip_probability(cfg: CfgNode) -> float:
     if cfg.INPUT.RANDOM_FLIP not in ("horizontal", "none"):
         raise ValueError(f"INPUT.RANDOM_FLIP is {cfg.INPUT.RANDOM_FLIP!r}; only 'horizontal' and 'none' are known.")
     return 0.5 if cfg.INPUT.RANDOM_FLIP == "horizontal" else 0.0
+
+
+def _single_category_max_area(cfg: CfgNode) -> float:
+    share = cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA
+    if not 0 < share <= 1:
+        raise ValueError(f"INPUT.CROP.SINGLE_CATEGORY_MAX_AREA is {share}; it must be a share in (0, 1], 1 = off.")
+    return share
+
+
+def _color_jitter(cfg: CfgNode) -> float:
+    if not 0 <= cfg.INPUT.COLOR_JITTER < 1:
+        raise ValueError(f"INPUT.COLOR_JITTER is {cfg.INPUT.COLOR_JITTER}; it must lie in [0, 1), 0 = off.")
+    return cfg.INPUT.COLOR_JITTER
