@@ -101,8 +101,8 @@ def torchvision_key(key: str) -> str | None:
 
 def detectron2_key(key: str) -> str | None:
     """``backbone.bottom_up.res2.0.conv1.weight`` -> ``res2.0.conv1.weight``; None for heads and classifiers."""
-    match = _RESNET_KEY.search(key)
-    return match.group(1) if match else None
+    match = _RESNET_KEY.search(key)  # Detectron2's script for torchvision files calls the classifier stem.fc
+    return match.group(1) if match and not match.group(1).startswith("stem.fc.") else None
 
 
 def caffe2_key(key: str) -> str | None:

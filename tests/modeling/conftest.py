@@ -76,15 +76,15 @@ def make_model(make_cfg):
 
 @pytest.fixture
 def make_sample():
-    """A random labelled sample of a dataset; the first argument seeds it."""
+    """A random sample, labelled as in dataset ``like``; the first argument seeds it."""
 
-    def make(seed: int, dataset: str = "alpha", size: tuple[int, int] = (48, 64), **further) -> dict:
+    def make(seed: int, like: str = "alpha", size: tuple[int, int] = (48, 64), **further) -> dict:
         rng = torch.Generator().manual_seed(seed)
-        labels = torch.randint(0, len(CLASSES[dataset]), size, generator=rng, dtype=torch.uint8)
+        labels = torch.randint(0, len(CLASSES[like]), size, generator=rng, dtype=torch.uint8)
         labels[torch.rand(size, generator=rng) < 0.2] = 255
         image = torch.randint(0, 256, (3, *size), generator=rng, dtype=torch.uint8)
         height, width = size
-        names = {"file_name": f"{dataset}_{seed}.png", "dataset": dataset, "catalog": f"modeling_{dataset}_val"}
+        names = {"file_name": f"{like}_{seed}.png", "dataset": like, "catalog": f"modeling_{like}_val"}
         return {"image": image, "sem_seg": labels, "height": height, "width": width, **names, **further}
 
     return make

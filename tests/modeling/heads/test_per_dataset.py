@@ -1,0 +1,176 @@
+"""The per-dataset head: losses by hand, classifiers, weights, refusals."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from multiseg_d2.modeling.active import active_datasets
+from multiseg_d2.modeling.catalog import UnknownLabelSpaceError
+from multiseg_d2.modeling.heads import Head
+
+BOTH = "DATASETS.TRAIN", ("modeling_alpha_train", "modeling_beta_train")
+THREE = "DATASETS.TRAIN", ("modeling_alpha_train", "modeling_beta_train", "modeling_gamma_train")
+NO_DROPOUT = "MODEL.SEM_SEG_HEAD.DROPOUT", 0.0
+
+
+def loop_loss(logits, labels) -> float:
+    """Mean cross-entropy over labelled pixels, one pixel at a time."""
+    total, count = 0.0, 0
+    for scores, label in zip(
+        logits.permute(0, 2, 3, 1).reshape(-1, logits.shape[1]).tolist(), labels.flatten().tolist()
+    ):
+        if label != 255:
+            total += math.log(sum(math.exp(s) for s in scores)) - scores[label]
+            count += 1
+    return total / count
+
+
+@pytest.fixture
+def two_datasets(make_sample):
+    return [make_sample(0, "alpha"), make_sample(1, "beta"), make_sample(2, "alpha"), make_sample(3, "beta")]
+
+
+def test_losses_by_hand(make_model, two_datasets):
+    model = make_model(*NO_DROPOUT, "MODEL.SEM_SEG_HEAD.DATASET_LOSS_WEIGHTS", (1.0, 0.25)).train()
+    model.sem_seg_head.eval(), model.backbone.eval()  # running statistics, so that each image stands for itself
+    losses = model(two_datasets)
+    head, expected = model.sem_seg_head, {}
+    for dataset, weight in (("alpha", 1.0), ("beta", 0.25)):
+        samples = [s for s in two_datasets if s["dataset"] == dataset]
+        images = torch.stack([(s["image"].float() - model.pixel_mean) / model.pixel_std for s in samples])
+        labels = torch.stack([s["sem_seg"] for s in samples])
+        features = model.backbone(images)
+        for prefix, decoded, classifiers, factor in (
+            ("loss_", head.decoder(features), head.classifiers, weight),
+            ("loss_aux_", head.auxiliary(features), head.auxiliary_classifiers, 0.4 * weight),
+        ):
+            logits = F.interpolate(classifiers[dataset](decoded), size=(48, 64), mode="bilinear", align_corners=False)
+            expected[prefix + dataset] = factor * loop_loss(logits, labels)
+    assert {k: v.item() for k, v in losses.items()} == pytest.approx(expected, rel=1e-4)
+
+
+def test_every_parameter_gets_a_gradient(make_model, make_sample):
+    for options in (
+        (),
+        ("MODEL.SEM_SEG_HEAD.DECODER", "DeepLabV3PlusDecoder", "MODEL.SEM_SEG_HEAD.IN_FEATURES", ["res2", "res5"]),
+        (
+            "MODEL.SEM_SEG_HEAD.DECODER",
+            "FPNDecoder",
+            "MODEL.SEM_SEG_HEAD.IN_FEATURES",
+            ["res2", "res3", "res4", "res5"],
+        ),
+        ("MODEL.RESNETS.DEEP_STEM", True, "MODEL.DATASET_NORM.ENABLED", True),
+    ):
+        model = make_model(*NO_DROPOUT, *options)
+        batch = [make_sample(i, dataset) for dataset in ("alpha", "beta") for i in range(3)]
+        sum(model(batch).values()).backward()
+        without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+        assert not without, (options, without)
+
+
+def test_a_dataset_that_is_not_in_the_batch_keeps_its_classifier(make_model, make_sample):
+    model = make_model()
+    losses = model([make_sample(0, "beta"), make_sample(1, "beta")])
+    assert set(losses) == {"loss_beta", "loss_aux_beta"}
+    sum(losses.values()).backward()
+    assert model.sem_seg_head.classifiers["alpha"].weight.grad is None
+
+
+def test_unlabelled_images_give_zero_not_nan(make_model, make_sample):
+    model = make_model()
+    samples = [make_sample(0, "alpha"), make_sample(1, "alpha"), make_sample(2, "beta"), make_sample(3, "beta")]
+    samples[2]["sem_seg"].fill_(255)
+    del samples[3]["sem_seg"]
+    losses = model(samples)
+    assert losses["loss_beta"].item() == 0
+    assert losses["loss_alpha"].item() > 0
+    sum(losses.values()).backward()
+    assert torch.equal(model.sem_seg_head.classifiers["beta"].weight.grad, torch.zeros(3, 32, 1, 1))
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_classifiers_are_per_dataset_unless_shared(make_model):
+    head = make_model(*THREE).sem_seg_head
+    assert {k: tuple(c.weight.shape) for k, c in head.classifiers.items()} == {
+        "alpha": (5, 32, 1, 1),
+        "beta": (3, 32, 1, 1),
+        "gamma": (5, 32, 1, 1),
+    }
+    shared = make_model(*THREE, "MODEL.SEM_SEG_HEAD.SHARE_CLASSIFIERS", True).sem_seg_head
+    assert set(shared.classifiers) == set(shared.auxiliary_classifiers) == {"alpha", "beta"}
+    assert shared.classifier_of == {"alpha": "alpha", "beta": "beta", "gamma": "alpha"}
+
+
+def test_remapped_labels_share_the_targets_classifier(make_model, make_sample):
+    model = make_model(*BOTH, "DATASETS.REMAP_TO", "beta")
+    assert model.class_names() == {"beta": ["ground", "vehicle", "person"]}
+    mapped = [make_sample(i, "beta", dataset="alpha", catalog="modeling_alpha_train") for i in range(2)]
+    losses = model(mapped)
+    assert set(losses) == {"loss_alpha", "loss_aux_alpha"}
+    model.eval()
+    wanted = dict(mapped[0], label_space="beta")
+    assert model([wanted])[0]["sem_seg"].shape == (3, 48, 64)
+    with pytest.raises(UnknownLabelSpaceError, match="'alpha'"):
+        model([mapped[0]])
+
+
+def test_remapping_to_an_unknown_space_is_an_error(make_cfg, make_model):
+    with pytest.raises(ValueError, match=r"REMAP_TO is 'gamma'"):
+        make_model("DATASETS.REMAP_TO", "gamma")
+    make_model("DATASETS.REMAP_TO", "gamma", "DATASETS.TEST", ("modeling_gamma_val",))
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [((1.0,), "1 entries.*2"), ((1.0, -1.0), "'beta' is -1"), ((1.0, math.nan), "'beta' is nan")],
+)
+def test_loss_weights_are_checked(make_model, weights, message):
+    with pytest.raises(ValueError, match=message):
+        make_model("MODEL.SEM_SEG_HEAD.DATASET_LOSS_WEIGHTS", weights)
+
+
+def test_two_entries_of_one_dataset_have_one_classifier_and_one_weight(make_model):
+    twice = "DATASETS.TRAIN", ("modeling_alpha_train", "modeling_alpha_val")
+    head = make_model(*twice, "MODEL.SEM_SEG_HEAD.DATASET_LOSS_WEIGHTS", (2.0, 2.0)).sem_seg_head
+    assert head.datasets == ("alpha",)
+    assert head.loss_weights == {"alpha": 2.0}
+    with pytest.raises(ValueError, match="two different weights"):
+        make_model(*twice, "MODEL.SEM_SEG_HEAD.DATASET_LOSS_WEIGHTS", (2.0, 1.0))
+
+
+def test_no_auxiliary_branch_at_weight_zero(make_model, make_sample):
+    model = make_model("MODEL.SEM_SEG_HEAD.AUX_LOSS_WEIGHT", 0.0)
+    assert not [n for n, _ in model.named_parameters() if "auxiliary" in n]
+    assert set(model([make_sample(i) for i in range(2)])) == {"loss_alpha"}
+
+
+def test_auxiliary_branch_without_its_feature_is_an_error(make_model):
+    with pytest.raises(ValueError, match="res4.*OUT_FEATURES"):
+        make_model("MODEL.RESNETS.OUT_FEATURES", ["res5"])
+
+
+def test_it_has_the_shape_of_a_head(make_model):
+    assert isinstance(make_model().sem_seg_head, Head)
+
+
+def test_other_classes_under_a_known_name_print_both_lists(make_model, spaces):
+    model = make_model().eval()
+    features = model.backbone(torch.rand(1, 3, 32, 32))
+    renamed = type(spaces["beta"])(**{**vars(spaces["beta"]), "classes": ("ground", "vehicle", "pedestrian")})
+    with pytest.raises(UnknownLabelSpaceError, match=r"(?s)'person'.*'pedestrian'"):
+        model.sem_seg_head.logits(features, renamed)
+
+
+def test_only_the_datasets_own_slice_is_classified(make_model, two_datasets):
+    model = make_model()
+    counts = {}
+    for name, classifier in model.sem_seg_head.classifiers.items():
+        classifier.register_forward_hook(lambda _m, inputs, _out, name=name: counts.update({name: len(inputs[0])}))
+    batch = model.make_batch([*two_datasets, dict(two_datasets[0])])
+    with active_datasets(batch.groups):
+        model.sem_seg_head.losses(model.backbone(batch.images), batch)
+    assert counts == {"alpha": 3, "beta": 2}
