@@ -1,4 +1,4 @@
-"""Two gloo processes with unequal numbers of labelled pixels: their mean gradient is that of one process with all images."""
+"""Two gloo processes with unequal label counts: their mean gradient is that of one process with all images."""
 
 from __future__ import annotations
 
