@@ -37,7 +37,9 @@ def add_segments(
     Raises:
         ValueError: a label file without entry, or an entry without label file.
     """
-    entries = {name: e["segments_info"] for name, e in _by_file_name(_read(path, "annotations")["annotations"], path).items()}
+    entries = {
+        name: e["segments_info"] for name, e in _by_file_name(_read(path, "annotations")["annotations"], path).items()
+    }
     names = _match(labels.values(), entries, folders, path, whole)
     for record in records:
         record["pan_seg_file_name"] = labels[record["image_id"]]
@@ -45,12 +47,12 @@ def add_segments(
 
 
 def add_boxes(records: list[Record], path: str, split: SplitSpec, folders: Sequence[str]) -> None:
-    """Adds ``annotations`` with local ids and ``BoxMode.XYXY_ABS`` from a COCO instance JSON, and ``width``, ``height``.
+    """Adds ``annotations`` (local ids, ``BoxMode.XYXY_ABS``) from a COCO instance JSON, and ``width``, ``height``.
 
     Boxes of ignored categories and boxes without area are left out.
 
     Raises:
-        ValueError: an image without entry or the reverse, a category that the spec does not list, a box of another form.
+        ValueError: an image without entry or the reverse, a category that the spec does not list, an odd box.
     """
     empty = 0
     for record, objects, image in _instances(records, path, split, folders):
@@ -59,13 +61,20 @@ def add_boxes(records: list[Record], path: str, split: SplitSpec, folders: Seque
         for item, local_id in objects:
             box = item.get("bbox", ())
             if len(box) != 4:
-                raise ValueError(f"{path}: annotation {item.get('id')} of {image['file_name']}: bbox is {box!r}, not [x, y, w, h]")
+                raise ValueError(
+                    f"{path}: annotation {item.get('id')} of {image['file_name']}: bbox is {box!r}, not [x, y, w, h]"
+                )
             x, y, w, h = map(float, box)
             if w <= 0 or h <= 0:
                 empty += 1
                 continue
             crowd = int(item.get("iscrowd", 0))
-            boxed = {"bbox": [x, y, x + w, y + h], "bbox_mode": BoxMode.XYXY_ABS, "category_id": local_id, "iscrowd": crowd}
+            boxed = {
+                "bbox": [x, y, x + w, y + h],
+                "bbox_mode": BoxMode.XYXY_ABS,
+                "category_id": local_id,
+                "iscrowd": crowd,
+            }
             record["annotations"].append(boxed)
     if empty:
         logger.warning("%s: %d boxes without area left out", path, empty)
@@ -106,7 +115,9 @@ def _check_categories(items: list[dict], split: SplitSpec, path: str) -> None:
         raise ValueError(f"{path}: category ids that the spec does not list: {listing}")
 
 
-def _match(files: Iterable[str], entries: Iterable[str], folders: Sequence[str], path: str, whole: bool) -> dict[str, str]:
+def _match(
+    files: Iterable[str], entries: Iterable[str], folders: Sequence[str], path: str, whole: bool
+) -> dict[str, str]:
     """File on disk -> name of its entry in the JSON; every file needs one, and every entry a file if ``whole``."""
     files = set(files)
     names = {os.path.join(folder, name): name for name in entries for folder in dict.fromkeys(folders)}
@@ -139,4 +150,3 @@ def _read(path: str, *keys: str) -> dict[str, Any]:
     if not isinstance(content, dict) or not set(keys) <= content.keys():
         raise ValueError(f"{path} is not in COCO's form: it needs the keys {', '.join(keys)}")
     return content
-

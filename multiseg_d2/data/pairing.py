@@ -53,7 +53,9 @@ def pair_files(split: SplitSpec, root: str) -> Pairing:
                 missing = [i for i in ids if i not in files]
                 raise DatasetFilesError(f"{split.catalog}: no {kind} for {some(missing)}{place(patterns, root)}")
     if not images:
-        raise DatasetFilesError(f"{split.catalog}: no image found{place(split.images, root)}{_example(split.images, root)}")
+        raise DatasetFilesError(
+            f"{split.catalog}: no image found{place(split.images, root)}{_example(split.images, root)}"
+        )
     if not split.labels:
         return Pairing(images, {}, (), ())
     without_label = tuple(sorted(images.keys() - labels.keys()))

@@ -1,15 +1,14 @@
 """Dataset specs -> Detectron2's ``DatasetCatalog`` and ``MetadataCatalog``, one entry ``<name>_<split>`` per split.
 
-Registering reads spec and taxonomy files only; the data root is looked at when an entry is loaded. Each entry's metadata
-has ``stuff_classes``, ``stuff_colors``, ``ignore_label``, ``evaluator_type``, ``label_space``, ``dataset``, ``split``,
-``spec`` and ``annotation``.
+Registering reads spec and taxonomy files only; the data root is looked at when an entry is loaded. Metadata of an
+entry: ``stuff_classes``, ``stuff_colors``, ``ignore_label``, ``evaluator_type``, ``label_space``, ``dataset``,
+``split``, ``spec`` and ``annotation``.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from collections.abc import Sequence
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from ..label_space import IGNORE, LabelSpace
 from ..taxonomy import Taxonomy
 from ..yaml_file import did_you_mean
 from .files import data_root, list_pairs
+from .spaces import label_spaces
 from .spec import DatasetSpec, SplitSpec, load_spec, packaged_specs
 
 __all__ = [
@@ -36,8 +36,6 @@ __all__ = [
     "use_taxonomy",
 ]
 
-logger = logging.getLogger(__name__)
-
 EVALUATOR_TYPE = "multiseg_sem_seg"
 #: Value of ``DATASETS.TAXONOMY`` for a union by exact class name.
 EXACT_NAMES = "exact_names"
@@ -49,13 +47,14 @@ class RegistrationError(ValueError):
 
 
 class _State:
-    """What is registered. ``base`` is the taxonomy as chosen, ``taxonomy`` has the datasets that it does not list added."""
+    """What is registered; ``base`` is the taxonomy as chosen, ``taxonomy`` that with unlisted datasets added."""
 
     def __init__(self) -> None:
         self.specs: dict[str, DatasetSpec] = {}
         self.choice: tuple[str, tuple[str, ...]] = ("", ())
         self.base: Taxonomy | None = None
         self.taxonomy: Taxonomy | None = None
+        self.used: tuple[str, ...] | None = None
 
 
 _state = _State()
@@ -96,32 +95,33 @@ def register_from_config(cfg: CfgNode) -> None:
     for key in ("TRAIN", "TEST"):
         for name in cfg.DATASETS[key]:
             _spec_of(name, f"DATASETS.{key}")
-    use_taxonomy(cfg.DATASETS.TAXONOMY, cfg.DATASETS.TRAIN)
+    use_taxonomy(cfg.DATASETS.TAXONOMY, cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
 
 
-def use_taxonomy(choice: str = "", union_of: Sequence[str] = ()) -> Taxonomy:
+def use_taxonomy(choice: str = "", train: Sequence[str] = (), test: Sequence[str] = ()) -> Taxonomy:
     """Chooses the taxonomy and rebuilds the label spaces of all entries; the only way in which metadata change.
 
     ``MetadataCatalog.get(name)`` returns a new object afterwards; one that was taken before keeps the old label space.
 
     Args:
         choice: as ``DATASETS.TAXONOMY``: ``""`` = packaged file, ``"exact_names"``, or the path of a file.
-        union_of: for ``"exact_names"`` the catalog entries whose class names make up the union.
+        train: catalog entries; for ``"exact_names"`` their class names make up the union.
+        test: further entries that are used. In a file of the user's, the concepts that the `covers` of used datasets
+            name must exist; other datasets get classes of their own where they do not.
 
     Returns:
         The taxonomy, with the datasets that it did not list added at its end.
     """
-    union = {}
-    if choice == EXACT_NAMES:
-        union = {spec.dataset: spec.class_names for spec in (_spec_of(name, "union_of") for name in union_of)}
-    new_choice = (choice, tuple(union))
+    trained = {spec.dataset: spec.class_names for spec in (_spec_of(name, "train") for name in train)}
+    used = tuple(dict.fromkeys((*trained, *(_spec_of(name, "test").dataset for name in test))))
+    new_choice = (choice, tuple(trained) if choice == EXACT_NAMES else ())
     if new_choice == _state.choice and choice in ("", EXACT_NAMES) and _state.taxonomy is not None:
         return _state.taxonomy  # a file of the user's is read again: it may have changed
     if choice == EXACT_NAMES:
-        base = Taxonomy.exact_names(union)
+        base = Taxonomy.exact_names(trained)
     else:
         base = Taxonomy.load(choice) if choice else _packaged_taxonomy()
-    _rebuild(base)
+    _rebuild(base, used if choice else None)
     _state.choice = new_choice
     return current_taxonomy()
 
@@ -148,7 +148,7 @@ def unregister_dataset(name: str) -> list[str]:
     for entry in removed:
         DatasetCatalog.pop(entry, None)
         MetadataCatalog.pop(entry, None)
-    _rebuild(_state.base)  # universal classes that this dataset brought along go with it
+    _rebuild(_state.base, _state.used)  # universal classes that this dataset brought along go with it
     return removed
 
 
@@ -159,17 +159,19 @@ def _register(spec: DatasetSpec) -> list[str]:
         return names
     if known is not None and known != spec:
         raise RegistrationError(
-            f"{spec.path}: a dataset spec called {spec.name!r} is registered already, from {known.path}, with other content. "
-            f"Choose another `name`, or call unregister_dataset({spec.name!r}) first."
+            f"{spec.path}: a dataset spec called {spec.name!r} is registered already, from {known.path}, with other "
+            f"content. Choose another `name`, or call unregister_dataset({spec.name!r}) first."
         )
     for name in names:
         owner = next((s.name for s in _state.specs.values() for t in s.splits.values() if t.catalog == name), None)
         if known is None and (owner or name in DatasetCatalog):
             by = f"dataset spec {owner!r}" if owner else "other code"
-            raise RegistrationError(f"{spec.path}: the entry {name!r} is registered already, by {by}. Choose another `name`.")
+            raise RegistrationError(
+                f"{spec.path}: the entry {name!r} is registered already, by {by}. Choose another `name`."
+            )
     _check_same_classes(spec)
     current_taxonomy()
-    spaces, _state.taxonomy = _label_spaces([spec], _state.base, _state.taxonomy)
+    spaces, _state.taxonomy = label_spaces([spec], _state.base, _state.taxonomy)
     _state.specs[spec.name] = spec
     for split in spec.splits.values():
         _set_metadata(split, spaces[spec.name])
@@ -186,36 +188,25 @@ def _check_same_classes(spec: DatasetSpec) -> None:
         ours, theirs = ([(c.name, c.covers) for c in s.classes] for s in (spec, other))
         if ours != theirs:
             raise RegistrationError(
-                f"{spec.path}: dataset {spec.dataset!r} has, in the spec {other.name!r}, the classes {list(other.class_names)}, "
-                f"but here {list(spec.class_names)} (or other `covers`). Give this spec a `dataset` of its own."
+                f"{spec.path}: dataset {spec.dataset!r} has, in the spec {other.name!r}, the classes "
+                f"{list(other.class_names)}, but here {list(spec.class_names)} (or other `covers`). "
+                "Give this spec a `dataset` of its own."
             )
 
 
-def _rebuild(base: Taxonomy) -> None:
-    """Builds all label spaces anew on a taxonomy; if that fails, nothing has changed."""
-    spaces, taxonomy = _label_spaces(_state.specs.values(), base, base)
-    _state.base, _state.taxonomy = base, taxonomy
+def _rebuild(base: Taxonomy, used: tuple[str, ...] | None) -> None:
+    """Builds all label spaces anew on a taxonomy, those of used datasets first; if that fails, nothing has changed."""
+    rank = {dataset: position for position, dataset in enumerate(used or ())}
+    specs = sorted(_state.specs.values(), key=lambda spec: rank.get(spec.dataset, len(rank)))
+    spaces, taxonomy = label_spaces(specs, base, base, used)
+    _state.base, _state.taxonomy, _state.used = base, taxonomy, used
     for name, spec in _state.specs.items():
         for split in spec.splits.values():
             _set_metadata(split, spaces[name])
 
 
-def _label_spaces(specs: Iterable[DatasetSpec], base: Taxonomy, taxonomy: Taxonomy) -> tuple[dict[str, LabelSpace], Taxonomy]:
-    """Label space of each spec, and the taxonomy with those datasets added that it does not list."""
-    spaces = {}
-    for spec in specs:
-        dataset, classes = spec.dataset, spec.class_names
-        if dataset not in taxonomy.datasets():
-            taxonomy = taxonomy.extend(dataset, {c.name: c.covers for c in spec.classes})
-        elif dataset in base.datasets() and not base.by_name and any(c.covers for c in spec.classes):
-            logger.warning("%s: `covers` is not used: the taxonomy file lists the classes of %r", spec.path, dataset)
-        membership, main = taxonomy.membership(dataset, classes), taxonomy.main(dataset, classes)
-        spaces[spec.name] = LabelSpace(dataset, classes, spec.colors, spec.raw_to_local, membership, main)
-    return spaces, taxonomy
-
-
 def _set_metadata(split: SplitSpec, space: LabelSpace) -> None:
-    """Sets the metadata of an entry. Detectron2 refuses to change a value, so the entry is replaced; other keys stay."""
+    """Sets metadata. Detectron2 refuses to change a value, so the entry is replaced; keys of others stay."""
     values: dict[str, Any] = {
         "stuff_classes": list(space.classes),
         "stuff_colors": space.colors.tolist(),
@@ -235,8 +226,8 @@ def _spec_of(entry: str, where: str) -> DatasetSpec:
     entries = {split.catalog: spec for spec in _state.specs.values() for split in spec.splits.values()}
     if entry not in entries:
         raise RegistrationError(
-            f"{where}: {entry!r} is not registered with a label space{did_you_mean(entry, entries)}. Add the file of its spec "
-            f"to DATASETS.SPECS. Registered specs: {', '.join(_state.specs)}."
+            f"{where}: {entry!r} is not registered with a label space{did_you_mean(entry, entries)}. Add the file of "
+            f"its spec to DATASETS.SPECS. Registered specs: {', '.join(_state.specs)}."
         )
     return entries[entry]
 
@@ -246,6 +237,6 @@ def _packaged_taxonomy() -> Taxonomy:
     return Taxonomy.load(_PACKAGED_TAXONOMY)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _packaged_spec(name: str) -> DatasetSpec:
     return load_spec(name)

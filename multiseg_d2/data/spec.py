@@ -16,34 +16,42 @@ A complete one, with its comments::
       - {name: thing, raw: [30]}   # without a colour it gets one
     splits:
       train: {images: "my_city/images/train/{id}.jpg", labels: "my_city/labels/train/{id}.png", count: 300}
-      val: {images: ["my_city/a/{id}.jpg", "my_city/b/{id}.png"], labels: "my_city/labels/{id}.png", ids: "my_city/val.txt"}
+      val:
+        images: ["my_city/a/{id}.jpg", "my_city/b/{id}.png"]   # one pattern or several
+        labels: "my_city/labels/{id}.png"
+        ids: "my_city/val.txt"     # only these of all files that match
       test: {images: "my_city/images/test/{id}.jpg"}   # no labels: hidden test split, or unlabelled images
 
-**Files.** ``{id}`` stands for any text, slashes included. An image and a label file belong together if and only if their
-ids are equal; a file without partner is an error that names it, whatever the other files are called. Files whose names
-begin with a dot are not looked at. Paths start from the data root (environment variable ``DETECTRON2_DATASETS``, default
-``./datasets``, read when the data are loaded); with ``./`` or ``../`` in front they start from the folder of the spec
-file; absolute paths are left alone. ``ids`` (an inline list, or a file with one id per line) chooses some of the files.
-``count`` is the official number of images: ``datasets/check.py`` insists on it, loading only warns.
+**Files.** ``{id}`` stands for any text, slashes included. An image and a label file belong together if and only if
+their ids are equal; a file without partner is an error that names it, whatever the other files are called. Files
+whose names begin with a dot are not looked at. Paths start from the data root (environment variable
+``DETECTRON2_DATASETS``, default ``./datasets``, read when the data are loaded); with ``./`` or ``../`` in front they
+start from the folder of the spec file; absolute paths are left alone. ``ids`` (an inline list, or a file with one id
+per line) chooses some of the files. ``count`` is the official number of images: ``datasets/check.py`` insists on it,
+loading only warns.
 
-**Encodings.** ``index``: grey PNG of 8 or 16 bit, or the indices of a palette PNG. ``color``: exact RGB colours; each class
-lists ``raw_colors: [[r, g, b], ...]`` instead of ``raw``, and ``ignore`` lists colours. ``panoptic``: RGB PNG of segment
-numbers ``R + 256 G + 65536 B``, ``annotation_file`` is the COCO panoptic JSON, raw ids are category ids, and raw id 0 is a
-pixel of no segment. ``raw_ids: position`` instead of ``raw`` says that the raw id of a class is its position in the list.
+**Encodings.** ``index``: grey PNG of 8 or 16 bit, or the indices of a palette PNG. ``color``: exact RGB colours; each
+class lists ``raw_colors: [[r, g, b], ...]`` instead of ``raw``, and ``ignore`` lists colours. ``panoptic``: RGB PNG
+of segment numbers ``R + 256 G + 65536 B``, ``annotation_file`` is the COCO panoptic JSON, raw ids are category ids,
+and raw id 0 is a pixel of no segment. ``raw_ids: position`` instead of ``raw`` says that the raw id of a class is its
+position in the list.
 
-**Weak labels.** ``annotation: box`` or ``tag`` (of the spec or of one split): ``annotation_file`` is a JSON in the form of
-COCO's instance annotations; ``raw`` are category ids. Tags are the categories that an image has; ``bbox`` is not needed.
+**Weak labels.** ``annotation: box`` or ``tag`` (of the spec or of one split): ``annotation_file`` is a JSON in the
+form of COCO's instance annotations; ``raw`` are category ids. Tags are the categories that an image has; ``bbox`` is
+not needed.
 
-**Other layouts, own label spaces.** ``extends: camvid`` (a packaged spec, or the path of a file, relative to this one)
-takes every top-level key that is not given here from that spec, ``dataset`` included. ``dataset`` (default: the name) is
-the key of the label space: specs that share it share norm branch and classifier, so their classes must be the same.
+**Other layouts, own label spaces.** ``extends: camvid`` (a packaged spec, or the path of a file, relative to this
+one) takes every top-level key that is not given here from that spec, ``dataset`` included. ``dataset`` (default: the
+name) is the key of the label space: specs that share it share norm branch and classifier, so their classes must be
+the same.
 
-**Universal taxonomy.** The packaged datasets have their places in ``taxonomy.yaml``. A class of another dataset says with
-``covers`` which concepts of that file it stands for; without it the class is a concept of its own, ``my_city/thing``.
+**Universal taxonomy.** The packaged datasets have their places in ``taxonomy.yaml``. A class of another dataset says
+with ``covers`` which concepts of that file it stands for; without it the class is a concept of its own,
+``my_city/thing``.
 
-**Evaluation.** ``evaluation:`` may hold ``official`` (the rule of the dataset's own benchmark), ``submission_ids`` (one per
-class, default local ids), ``submission_void``, ``submission_name`` (``{stem}``, ``{id}``) and ``groupings`` (coarser
-scores: ``{category: {flat: [road, sidewalk], ...}}``).
+**Evaluation.** ``evaluation:`` may hold ``official`` (the rule of the dataset's own benchmark), ``submission_ids``
+(one per class, default local ids), ``submission_void``, ``submission_name`` (``{stem}``, ``{id}``) and ``groupings``
+(coarser scores: ``{category: {flat: [road, sidewalk], ...}}``).
 """
 
 from __future__ import annotations
@@ -57,7 +65,16 @@ from ..yaml_file import did_you_mean, read_yaml
 from .spec_model import ClassSpec, DatasetSpec, EvaluationSpec, SpecError, SplitSpec
 from .spec_parse import build_spec, check_top_level
 
-__all__ = ["ClassSpec", "DatasetSpec", "EvaluationSpec", "SpecError", "SplitSpec", "load_spec", "packaged_specs", "spec_path"]
+__all__ = [
+    "ClassSpec",
+    "DatasetSpec",
+    "EvaluationSpec",
+    "SpecError",
+    "SplitSpec",
+    "load_spec",
+    "packaged_specs",
+    "spec_path",
+]
 
 _PACKAGED = Path(__file__).resolve().parent / "specs"
 
@@ -110,8 +127,8 @@ def _merged(path: Path, inner: tuple[Path, ...]) -> Mapping[str, Any]:
     merged = {**base, "dataset": base.get("dataset", base["name"]), **content}
     if "dataset" not in content and _names(merged) != _names(base):
         raise SpecError(
-            f"{path}: dataset: the classes differ from those of {merged['dataset']!r}, which {content['extends']} belongs to: "
-            f"{_names(merged)} against {_names(base)}. Give this spec a `dataset` of its own."
+            f"{path}: dataset: the classes differ from those of {merged['dataset']!r}, which {content['extends']} "
+            f"belongs to: {_names(merged)} against {_names(base)}. Give this spec a `dataset` of its own."
         )
     return merged
 

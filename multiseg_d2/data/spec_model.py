@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 
@@ -13,7 +13,16 @@ import numpy as np
 from ..label_space import IGNORE, ILLEGAL, MAX_CLASSES, raw_to_local_table
 from ..yaml_file import did_you_mean
 
-__all__ = ["ANNOTATIONS", "ENCODINGS", "OFFICIAL_RULES", "ClassSpec", "DatasetSpec", "EvaluationSpec", "SpecError", "SplitSpec"]
+__all__ = [
+    "ANNOTATIONS",
+    "ENCODINGS",
+    "OFFICIAL_RULES",
+    "ClassSpec",
+    "DatasetSpec",
+    "EvaluationSpec",
+    "SpecError",
+    "SplitSpec",
+]
 
 ANNOTATIONS = ("pixel", "box", "tag", "none")
 ENCODINGS = ("index", "color", "panoptic")
@@ -35,7 +44,7 @@ class ClassSpec:
     Attributes:
         name: as the dataset spells it.
         color: RGB for pictures; not necessarily unique.
-        raw_ids: what stands for the class in label files; for encoding ``color`` numbers given here, one per raw colour.
+        raw_ids: what stands for the class in label files; for encoding ``color`` made-up numbers, one per colour.
         raw_colors: encoding ``color`` only, RGB in the label files, in the order of ``raw_ids``.
         covers: universal concepts that the class stands for; None: the taxonomy file says it, or nobody does.
     """
@@ -59,7 +68,7 @@ class SplitSpec:
         annotation_file: JSON of encoding ``panoptic`` and of box and tag annotations.
         annotation: ``"pixel"``, ``"box"``, ``"tag"`` or ``"none"``.
         count: official number of images, None where there is no official one.
-        spec: the dataset that the split belongs to.
+        spec: the dataset that the split belongs to; set by :class:`DatasetSpec`.
     """
 
     name: str
@@ -133,11 +142,12 @@ class DatasetSpec:
     path: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
-        problems = list(chain(self._name_problems(), self._class_problems(), self._split_problems(), self._score_problems()))
+        problems = list(
+            chain(self._name_problems(), self._class_problems(), self._split_problems(), self._score_problems())
+        )
         if problems:
             raise SpecError(f"{self.path or self.name}: " + "; ".join(f"{key}: {text}" for key, text in problems))
-        for split in self.splits.values():
-            object.__setattr__(split, "spec", self)
+        object.__setattr__(self, "splits", {name: replace(split, spec=self) for name, split in self.splits.items()})
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -161,8 +171,8 @@ class DatasetSpec:
         """Raw colours of encoding ``color`` and the raw ids that they stand for.
 
         Returns:
-            (K,) uint32, ``R << 16 | G << 8 | B``, ascending; (K,) uint16 raw ids in the same order. A colour that is not
-            there has the raw id K, which ``raw_to_local`` turns into an error or into *ignore*, as ``unlisted`` says.
+            (K,) uint32, ``R << 16 | G << 8 | B``, ascending; (K,) uint16 raw ids in the same order. A colour that is
+            not there has the raw id K, which ``raw_to_local`` makes an error or *ignore*, as ``unlisted`` says.
         """
         colors = [c for cls in self.classes for c in cls.raw_colors] + list(self.ignore_colors)
         raw_ids = [i for cls in self.classes for i in cls.raw_ids] + list(self.ignore_ids)
@@ -224,7 +234,10 @@ class DatasetSpec:
                 if pattern.count("{id}") != 1 or re.search(r"[{}]", pattern.replace("{id}", "")):
                     yield key, f"pattern {pattern!r} must hold {{id}} exactly once, and no other braces"
             if bool(split.labels) != (split.annotation == "pixel"):
-                yield f"{key}.labels", f"annotation {split.annotation!r} {'has no' if split.labels else 'needs'} label files"
+                yield (
+                    f"{key}.labels",
+                    f"annotation {split.annotation!r} {'has no' if split.labels else 'needs'} label files",
+                )
             needs_json = split.annotation in ("box", "tag") or (bool(split.labels) and self.encoding == "panoptic")
             if needs_json != bool(split.annotation_file):
                 kind = f"annotation {split.annotation!r} with encoding {self.encoding!r}"

@@ -171,7 +171,9 @@ def _resolve(split: Any, where: _Where) -> dict[str, Any]:
     split = dict(_mapping(split, where, _SPLIT))
     for key in ("images", "labels"):
         if key in split:
-            split[key] = [absolute(p) for p in _list([split[key]] if isinstance(split[key], str) else split[key], where / key)]
+            split[key] = [
+                absolute(p) for p in _list([split[key]] if isinstance(split[key], str) else split[key], where / key)
+            ]
     for key in ("ids", "annotation_file"):
         if key in split:
             split[key] = absolute(split[key])
@@ -194,7 +196,9 @@ def _mapping(value: Any, where: _Where, known: Sequence[str] = ()) -> Mapping[st
 
 def _text(value: Any, where: _Where, empty: bool = False) -> str:
     if not isinstance(value, str):
-        raise where.error(f"must be text, not {value!r}; put it in quotes (YAML reads 000_10, no and on as other things)")
+        raise where.error(
+            f"must be text, not {value!r}; put it in quotes (YAML reads 000_10, no and on as other things)"
+        )
     if not value.strip() and not empty:
         raise where.error("is empty")
     return value
@@ -224,7 +228,7 @@ def _color(value: Any, where: _Where) -> Color:
 
 
 def _default_color(position: int) -> Color:
-    """A colour of its own for each of 254 classes: the bits of ``position + 1`` spread over the high bits of R, G, B."""
+    """Different colours for 254 classes: the bits of ``position + 1`` spread over the high bits of R, G and B."""
     rgb, rest = [0, 0, 0], position + 1
     for bit in range(24):
         rgb[bit % 3] |= (rest >> bit & 1) << (7 - bit // 3)

@@ -33,7 +33,12 @@ def touch(root: Path, *names: str) -> None:
 def make_split(tmp_path: Path, images="im/{id}.jpg", labels="gt/{id}.png", *, top=None, **more) -> SplitSpec:
     """The split ``val`` of a spec in ``tmp_path``; None leaves a key out."""
     split = {"images": images, "labels": labels, **more}
-    content = {"name": "city", "classes": [{"name": "a", "raw": 1}, {"name": "b", "raw": 3}], "ignore": [0, 2], **(top or {})}
+    content = {
+        "name": "city",
+        "classes": [{"name": "a", "raw": 1}, {"name": "b", "raw": 3}],
+        "ignore": [0, 2],
+        **(top or {}),
+    }
     content["splits"] = {"val": {key: value for key, value in split.items() if value is not None}}
     path = tmp_path / "city.yaml"
     path.write_text(yaml.safe_dump(content))
@@ -47,7 +52,9 @@ def test_pairs_have_equal_ids_in_a_stable_order(tmp_path):
     ids = ["b/2", "a/10", "a/9", "c"]
     random.Random(0).shuffle(ids)
     touch(tmp_path, *[f"im/{i}_left.jpg" for i in ids], *[f"gt/fine/{i}_id.png" for i in reversed(ids)])
-    touch(tmp_path, "im/a/readme.txt", "gt/fine/c_color.png", "im/.cache/x_left.jpg", "im/a/._9_left.jpg")  # not looked at
+    touch(
+        tmp_path, "im/a/readme.txt", "gt/fine/c_color.png", "im/.cache/x_left.jpg", "im/a/._9_left.jpg"
+    )  # not looked at
     split = make_split(tmp_path, "im/{id}_left.jpg", "gt/fine/{id}_id.png")
     records = list_pairs(split, str(tmp_path))
     assert [r["image_id"] for r in records] == sorted(ids)
@@ -66,7 +73,9 @@ def test_pairs_have_equal_ids_in_a_stable_order(tmp_path):
 def test_strays_with_equal_counts_are_named_on_both_sides(tmp_path):
     """Sorted lists would pair these four files shifted, without a word."""
     touch(tmp_path, "im/1.jpg", "im/2.jpg", "im/3.jpg", "gt/2.png", "gt/3.png", "gt/4.png")
-    with pytest.raises(DatasetFilesError, match="city_val: 1 images without label: 1; 1 labels without image: 4; looked for"):
+    with pytest.raises(
+        DatasetFilesError, match="city_val: 1 images without label: 1; 1 labels without image: 4; looked for"
+    ):
         list_pairs(make_split(tmp_path), str(tmp_path))
     found = pair_files(make_split(tmp_path), str(tmp_path))
     assert (found.without_label, found.without_image) == (("1",), ("4",))
@@ -123,7 +132,13 @@ def test_missing_folder_names_root_pattern_and_variable(tmp_path):
     touch(tmp_path, "im/1.jpg")
     with pytest.raises(DatasetFilesError) as error:
         list_pairs(make_split(tmp_path), str(tmp_path))
-    for part in ("city_val", f"the folder {tmp_path}/gt does not exist", "gt/{id}.png", repr(str(tmp_path)), "DETECTRON2_DATASETS"):
+    for part in (
+        "city_val",
+        f"the folder {tmp_path}/gt does not exist",
+        "gt/{id}.png",
+        repr(str(tmp_path)),
+        "DETECTRON2_DATASETS",
+    ):
         assert part in str(error.value)
 
 
@@ -178,7 +193,9 @@ def test_ids_that_are_not_there_or_stand_twice(tmp_path):
         list_pairs(make_split(tmp_path, ids=["1", "3"]), str(tmp_path))
     with pytest.raises(DatasetFilesError, match="the spec .*city.yaml lists twice: 1"):
         list_pairs(make_split(tmp_path, ids=["1", "2", "1"]), str(tmp_path))
-    with pytest.raises(DatasetFilesError, match="the list of ids .*val.txt cannot be read .* written by a script in datasets/"):
+    with pytest.raises(
+        DatasetFilesError, match="the list of ids .*val.txt cannot be read .* written by a script in datasets/"
+    ):
         list_pairs(make_split(tmp_path, ids="val.txt"), str(tmp_path))
 
 
@@ -186,7 +203,10 @@ def test_ids_that_are_not_there_or_stand_twice(tmp_path):
 
 
 def panoptic(tmp_path, entries, **more):
-    names = [{"file_name": name, "image_id": 1, "segments_info": [{"id": n, "category_id": 3}]} for n, name in enumerate(entries)]
+    names = [
+        {"file_name": name, "image_id": 1, "segments_info": [{"id": n, "category_id": 3}]}
+        for n, name in enumerate(entries)
+    ]
     (tmp_path / "pan.json").write_text(json.dumps({"images": [], "annotations": names, "categories": []}))
     return make_split(tmp_path, top={"encoding": "panoptic"}, annotation_file="pan.json", **more)
 
@@ -220,7 +240,11 @@ def test_panoptic_with_a_list_of_ids_needs_only_those(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "pan.json cannot be read: No such file"), ("{", "not valid JSON"), ("[]", "is not in COCO's form: it needs the keys")],
+    [
+        (None, "pan.json cannot be read: No such file"),
+        ("{", "not valid JSON"),
+        ("[]", "is not in COCO's form: it needs the keys"),
+    ],
 )
 def test_bad_annotation_file(tmp_path, content, message):
     touch(tmp_path, "im/1.jpg", "gt/1.png")
@@ -236,13 +260,23 @@ def test_bad_annotation_file(tmp_path, content, message):
 def instances(tmp_path, *, categories=(1, 3), boxes=True):
     """Three images, 40 random annotations, as a COCO instance JSON; image ids are not in file order."""
     rng = random.Random(1)
-    images = [{"id": n, "file_name": f"{name}.jpg", "width": 64, "height": 48} for n, name in ((7, "a"), (5, "d/b"), (6, "c"))]
+    images = [
+        {"id": n, "file_name": f"{name}.jpg", "width": 64, "height": 48} for n, name in ((7, "a"), (5, "d/b"), (6, "c"))
+    ]
     items = []
     for n in range(40):
-        box = {"bbox": [rng.uniform(0, 30), rng.uniform(0, 20), rng.uniform(1, 20), rng.uniform(1, 20)]} if boxes else {}
+        box = (
+            {"bbox": [rng.uniform(0, 30), rng.uniform(0, 20), rng.uniform(1, 20), rng.uniform(1, 20)]} if boxes else {}
+        )
         extra = {"area": 1, "iscrowd": int(n % 9 == 0)} if boxes else {}
-        items.append({"id": n + 1, "image_id": rng.choice([7, 5]), "category_id": rng.choice(categories), **box, **extra})
-    content = {"images": images, "annotations": items, "categories": [{"id": c, "name": str(c)} for c in sorted(set(categories))]}
+        items.append(
+            {"id": n + 1, "image_id": rng.choice([7, 5]), "category_id": rng.choice(categories), **box, **extra}
+        )
+    content = {
+        "images": images,
+        "annotations": items,
+        "categories": [{"id": c, "name": str(c)} for c in sorted(set(categories))],
+    }
     (tmp_path / "boxes.json").write_text(json.dumps(content))
     touch(tmp_path, "im/a.jpg", "im/d/b.jpg", "im/c.jpg")
     return content
@@ -294,7 +328,9 @@ def test_unknown_categories_are_counted(tmp_path):
     content = instances(tmp_path, categories=(1, 3, 99))
     count = sum(i["category_id"] == 99 for i in content["annotations"])
     for annotation in ("box", "tag"):
-        with pytest.raises(DatasetFilesError, match=rf"category ids that the spec does not list: 99 \({count} annotations\)"):
+        with pytest.raises(
+            DatasetFilesError, match=rf"category ids that the spec does not list: 99 \({count} annotations\)"
+        ):
             list_pairs(weak(tmp_path, annotation), str(tmp_path))
 
 
@@ -323,9 +359,14 @@ def test_box_of_another_form(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "folder", "ext"),
-    [("camvid_sample", "camvid", "jpg"), ("bdd100k_sample", "bdd100k", "jpg"), ("coco_stuff_sample", "coco_stuff", "jpg"),
-     ("kitti_sample", "kitti_semantic", "png"), ("comma10k_sample", "comma10k", "png")],
-)  # fmt: skip
+    [
+        ("camvid_sample", "camvid", "jpg"),
+        ("bdd100k_sample", "bdd100k", "jpg"),
+        ("coco_stuff_sample", "coco_stuff", "jpg"),
+        ("kitti_sample", "kitti_semantic", "png"),
+        ("comma10k_sample", "comma10k", "png"),
+    ],
+)
 def test_real_pairs_agree_with_detectron2(samples, name, folder, ext):
     spec = load_spec(SAMPLE_SPECS / f"{name}.yaml")
     for split in spec.splits.values():

@@ -97,7 +97,9 @@ def test_color_table_says_what_the_lists_say(tmp_path_factory, colors):
     assert packed.dtype == np.uint32 and raw_ids.dtype == np.uint16
     assert (np.diff(packed.astype(np.int64)) > 0).all()
     meaning = {tuple(c): 0 for c in first} | {tuple(second): 1, tuple(ignored): IGNORE}
-    found = {(p >> 16, p >> 8 & 255, p & 255): int(spec.raw_to_local[r]) for p, r in zip(packed.tolist(), raw_ids.tolist())}
+    found = {
+        (p >> 16, p >> 8 & 255, p & 255): int(spec.raw_to_local[r]) for p, r in zip(packed.tolist(), raw_ids.tolist())
+    }
     assert found == meaning
     assert spec.raw_to_local[len(packed)] == ILLEGAL  # the raw id of every other colour
     assert spec.colors[1].tolist() == second  # shown as it is in the files, unless the spec says otherwise
@@ -120,7 +122,11 @@ def test_extends_takes_what_is_not_given(tmp_path):
 def test_extends_a_packaged_spec_and_other_files_in_a_chain(tmp_path):
     write(tmp_path, {"name": "first", "extends": "camvid", "ignore": [11, 255]}, "first.yaml")
     spec = load_spec(write(tmp_path, {"name": "second", "extends": "./first.yaml", "raw_ids": "position"}))
-    assert spec.dataset == "camvid" and len(spec.classes) == 11 and spec.raw_to_local[[10, 11, 255]].tolist() == [10, 255, 255]
+    assert (
+        spec.dataset == "camvid"
+        and len(spec.classes) == 11
+        and spec.raw_to_local[[10, 11, 255]].tolist() == [10, 255, 255]
+    )
 
 
 def test_spec_that_extends_must_keep_the_classes_of_its_dataset(tmp_path):
@@ -139,7 +145,9 @@ def test_circle_of_specs(tmp_path):
 
 def test_weak_annotations(tmp_path):
     split = {"images": "a/{id}.jpg", "annotation_file": "boxes.json"}
-    spec = load(tmp_path, annotation="box", splits={"train": split, "more": {"images": "c/{id}.jpg", "annotation": "none"}})
+    spec = load(
+        tmp_path, annotation="box", splits={"train": split, "more": {"images": "c/{id}.jpg", "annotation": "none"}}
+    )
     assert spec.splits["train"].annotation == "box" and spec.splits["more"].annotation == "none"
     mixed = load(tmp_path, splits={**MINIMAL["splits"], "tags": {**split, "annotation": "tag"}})
     assert [s.annotation for s in mixed.splits.values()] == ["pixel", "tag"]
@@ -153,29 +161,38 @@ def split(**more):
     return {"splits": {"val": {"images": "a/{id}.jpg", "labels": "b/{id}.png", **more}}}
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[dict, str]] = {
     "unknown key": ({"clases": []}, "'clases' (did you mean 'classes'?)"),
     "unknown key of a class": (road(colour=[1, 2, 3]), "classes.0: unknown key 'colour' (did you mean 'color'"),
     "unknown key of a split": (split(image="x"), "splits.val: unknown key 'image' (did you mean 'images'?)"),
-    "unknown key of evaluation": ({"evaluation": {"oficial": "idd"}}, "evaluation: unknown key 'oficial' (did you mean 'official'?)"),
+    "unknown key of evaluation": (
+        {"evaluation": {"oficial": "idd"}},
+        "evaluation: unknown key 'oficial' (did you mean 'official'?)",
+    ),
     "no name": ({"name": None}, "the key `name` is missing"),
     "no classes": ({"classes": None}, "the key `classes` is missing"),
     "no splits": ({"splits": {}}, "splits: there is none"),
     "name that is no key": ({"name": "my.city"}, "name: 'my.city' may hold letters"),
     "dataset that is no key": ({"dataset": "a/b"}, "dataset: 'a/b' may hold letters"),
-    "encoding": ({"encoding": "colour"}, "encoding: 'colour' is none of index, color, panoptic (did you mean 'color'?)"),
+    "encoding": ({"encoding": "colour"}, "encoding: 'colour' is none of index, color, panoptic (did you mean 'color'"),
     "unlisted": ({"unlisted": "ignored"}, "unlisted: 'ignored' is none of error, ignore (did you mean 'ignore'?)"),
     "annotation": ({"annotation": "boxes"}, "splits.train.annotation: 'boxes' is none of pixel, box, tag, none"),
     "official rule": ({"evaluation": {"official": "cityscape"}}, "evaluation.official: 'cityscape' is none of"),
     "raw_ids": ({"raw_ids": "index"}, "raw_ids: 'index' is neither listed nor position"),
     "raw_ids twice": ({"raw_ids": "position"}, "raw_ids: `position` says that raw ids are positions in `classes`"),
-    "class name twice": ({"classes": [{"name": "x", "raw": 1}, {"name": "x", "raw": 2}]}, "classes: the name 'x' stands twice"),
+    "class name twice": (
+        {"classes": [{"name": "x", "raw": 1}, {"name": "x", "raw": 2}]},
+        "classes: the name 'x' stands twice",
+    ),
     "too many classes": (
         {"classes": [{"name": f"c{i}", "raw": i} for i in range(255)]},
         "classes: 255 classes, but 1 to 254 are possible",
     ),
     "no class": ({"classes": []}, "classes: 0 classes"),
-    "raw id in two classes": (road(raw=[7, 23]), "classes: raw id 23 is listed for class 'road' and again for class 'sky'"),
+    "raw id in two classes": (
+        road(raw=[7, 23]),
+        "classes: raw id 23 is listed for class 'road' and again for class 'sky'",
+    ),
     "raw id twice in a class": (road(raw=[7, 7]), "raw id 7 is listed for class 'road' and again for class 'road'"),
     "raw id class and ignored": ({"ignore": [23]}, "ignore: raw id 23 is listed for class 'sky' and again for ignore"),
     "raw id ignored twice": ({"ignore": [0, 0]}, "ignore: raw id 0 is listed for ignore and again for ignore"),
@@ -184,7 +201,10 @@ REFUSED = {
     "raw id that YAML reads as truth": (road(raw=[True]), "classes.road.raw: True is no raw id"),
     "class without raw ids": ({"classes": ["road"]}, "classes: class 'road' has no raw id"),
     "class without a name": ({"classes": [{"raw": 1}]}, "classes.0: the key `name` is missing"),
-    "class name that YAML reads as truth": ({"classes": [{"name": True, "raw": 1}]}, "must be text, not True; put it in quotes"),
+    "class name that YAML reads as truth": (
+        {"classes": [{"name": True, "raw": 1}]},
+        "must be text, not True; put it in quotes",
+    ),
     "classes as a mapping": ({"classes": {"road": 7}}, "classes: must be a list"),
     "raw colours with index": (road(raw_colors=[[1, 2, 3]]), "raw_colors: belongs to `encoding: color`"),
     "colour out of range": (road(color=[1, 2, 256]), "classes.road.color: [1, 2, 256] is no colour"),
@@ -192,7 +212,10 @@ REFUSED = {
     "covers nothing": (road(covers=[]), "classes.road.covers: is empty"),
     "pattern without id": (split(labels="b/*.png"), "splits.val: pattern 'b/*.png' must hold {id} exactly once"),
     "pattern with two ids": (split(labels="{id}/{id}.png"), "pattern '{id}/{id}.png' must hold {id} exactly once"),
-    "pattern with other braces": (split(labels="{city}/{id}.png"), "pattern '{city}/{id}.png' must hold {id} exactly once"),
+    "pattern with other braces": (
+        split(labels="{city}/{id}.png"),
+        "pattern '{city}/{id}.png' must hold {id} exactly once",
+    ),
     "no images": ({"splits": {"val": {"labels": "b/{id}.png"}}}, "splits.val.images: missing"),
     "count": (split(count=0), "splits.val.count: must be a positive number, not 0"),
     "ids that YAML reads as numbers": (split(ids=[10]), "splits.val.ids: must be text, not 10; put it in quotes"),
@@ -201,7 +224,10 @@ REFUSED = {
         {"splits": {"val": {"images": "a/{id}.jpg", "annotation": "box"}}},
         "splits.val.annotation_file: annotation 'box' with encoding 'index' needs one",
     ),
-    "a file without boxes": (split(annotation_file="x.json"), "annotation_file: annotation 'pixel' with encoding 'index' has none"),
+    "a file without boxes": (
+        split(annotation_file="x.json"),
+        "annotation_file: annotation 'pixel' with encoding 'index' has none",
+    ),
     "pixel without labels": (
         {"splits": {"val": {"images": "a/{id}.jpg", "annotation": "pixel"}}},
         "splits.val.labels: annotation 'pixel' needs label files",
@@ -210,7 +236,10 @@ REFUSED = {
         {"encoding": "panoptic", **split(annotation_file="x.json")},
         "ignore: raw id 0 is missing: with encoding panoptic it stands for pixels that belong to no segment",
     ),
-    "panoptic without a file": ({"encoding": "panoptic", "ignore": [0]}, "annotation_file: annotation 'pixel' with encoding 'panoptic' needs"),
+    "panoptic without a file": (
+        {"encoding": "panoptic", "ignore": [0]},
+        "annotation_file: annotation 'pixel' with encoding 'panoptic' needs",
+    ),
     "submission ids": ({"evaluation": {"submission_ids": [1]}}, "evaluation.submission_ids: 1 ids for 2 classes"),
     "grouping of what is no class": (
         {"evaluation": {"groupings": {"category": {"flat": ["raod"]}}}},
@@ -220,9 +249,12 @@ REFUSED = {
         {"evaluation": {"groupings": {"category": {"flat": ["road"], "rest": ["road", "sky"]}}}},
         "evaluation.groupings.category: 'road' is in two groups",
     ),
-    "unknown base": ({"extends": "cityscape"}, "no packaged dataset spec is called 'cityscape' (did you mean 'cityscapes'"),
+    "unknown base": (
+        {"extends": "cityscape"},
+        "no packaged dataset spec is called 'cityscape' (did you mean 'cityscapes'",
+    ),
     "base that is not there": ({"extends": "other.yaml"}, "other.yaml: cannot be read"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("changes", "message"), REFUSED.values(), ids=REFUSED.keys())
@@ -234,14 +266,23 @@ def test_refused(tmp_path, changes, message):
         assert str(error.value).startswith(f"{tmp_path / 'spec.yaml'}: ")
 
 
-COLOR = {"encoding": "color", "classes": [{"name": "a", "raw_colors": [[1, 2, 3]]}, {"name": "b", "raw_colors": [[4, 5, 6]]}]}
-REFUSED_COLORS = {
-    "in two classes": ({"classes": [*COLOR["classes"], {"name": "c", "raw_colors": [[1, 2, 3]]}]}, "raw colour (1, 2, 3) is listed for class 'a' and again for class 'c'"),
-    "in a class and ignored": ({"ignore": [[4, 5, 6]]}, "ignore: raw colour (4, 5, 6) is listed for class 'b' and again for ignore"),
+COLOR = {
+    "encoding": "color",
+    "classes": [{"name": "a", "raw_colors": [[1, 2, 3]]}, {"name": "b", "raw_colors": [[4, 5, 6]]}],
+}
+REFUSED_COLORS: dict[str, tuple[dict, str]] = {
+    "in two classes": (
+        {"classes": [*COLOR["classes"], {"name": "c", "raw_colors": [[1, 2, 3]]}]},
+        "(1, 2, 3) is listed for class 'a' and again for class 'c'",
+    ),
+    "in a class and ignored": (
+        {"ignore": [[4, 5, 6]]},
+        "ignore: raw colour (4, 5, 6) is listed for class 'b' and again for ignore",
+    ),
     "twice": ({"ignore": [[0, 0, 0], [0, 0, 0]]}, "raw colour (0, 0, 0) is listed for ignore and again for ignore"),
     "missing": ({"classes": [{"name": "a", "raw": 3}]}, "class 'a' has no raw colour"),
     "ignored by id": ({"ignore": [255]}, "ignore: 255 is no colour"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("changes", "message"), REFUSED_COLORS.values(), ids=REFUSED_COLORS.keys())
