@@ -1,0 +1,225 @@
+"""The claims file: which configs make the rows of a table, and which scores its columns.
+
+    title: "CDCL: Cityscapes + BDD100K"
+    source: "arXiv 2103.11351, slides"        # of the published numbers
+    seeds: [0, 1, 2]
+    metric: mIoU                              # path below the entry in report.json; this is the default
+    overrides: {SOLVER.MAX_ITER: 40000}       # for every run
+    columns:
+      - {label: CS val, dataset: cityscapes_val}
+      - {label: BDD val, dataset: bdd100k_val, metric: official.mIoU}
+    rows:
+      - label: CDCL                           # one run fills all columns
+        config: ../../configs/cdcl/cs_bdd_r18.yaml
+        published: {CS val: 72.63, BDD val: 60.47}
+      - label: Single                         # one run per column
+        runs:
+          - {config: ../../configs/a.yaml, columns: [CS val]}
+          - {config: ../../configs/b.yaml, columns: [BDD val]}
+      - label: Fine-tuning                    # each phase starts from the weights of the one before
+        phases:
+          - {config: ../../configs/pretrain.yaml}
+          - {config: ../../configs/finetune.yaml, overrides: {SOLVER.BASE_LR: 0.001}}
+      - label: CDCL, multi-scale test
+        phases:
+          - {config: ../../configs/cdcl/cs_bdd_r18.yaml}
+          - {config: ../../configs/cdcl/cs_bdd_r18_ms.yaml, eval_only: true}
+      - {label: SegNet, published: {CS val: 56.1}}     # published only
+
+Paths are relative to the claims file. Rows that begin with the same phase share its run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from multiseg_d2.yaml_file import did_you_mean, read_yaml
+
+__all__ = ["Claim", "ClaimError", "Column", "Phase", "Row", "Run", "load_claim"]
+
+DEFAULT_METRIC = "mIoU"
+
+
+class ClaimError(ValueError):
+    """A claims file, or what it asks for, cannot be meant; the message says where."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One number per row: a metric of a catalog entry."""
+
+    label: str
+    dataset: str
+    metric: str = DEFAULT_METRIC
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One call of the training script: a config and ``KEY VALUE`` pairs."""
+
+    config: Path
+    overrides: tuple[str, ...] = ()
+    eval_only: bool = False
+
+
+@dataclass(frozen=True)
+class Run:
+    """Phases that follow on each other; the last one's scores fill ``columns``."""
+
+    phases: tuple[Phase, ...]
+    columns: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table. ``published``: numbers of the source by column label."""
+
+    label: str
+    runs: tuple[Run, ...]
+    published: Mapping[str, float]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A table to be measured. ``name`` is the file's stem; it names the outputs and the README's markers."""
+
+    name: str
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    seeds: tuple[int, ...]
+    source: str = ""
+    note: str = ""
+
+    def column(self, label: str) -> Column:
+        """The column of this label."""
+        return next(column for column in self.columns if column.label == label)
+
+
+def load_claim(path: str | Path) -> Claim:
+    """Reads a claims file, see the module's text.
+
+    Raises:
+        ClaimError: naming the file and the place.
+    """
+    path = Path(path)
+    content = _mapping(read_yaml(path, ClaimError), f"{path}", _CLAIM_KEYS, ("title", "columns", "rows"))
+    metric = content.get("metric", DEFAULT_METRIC)
+    columns = tuple(_column(item, f"{path}: columns[{i}]", metric) for i, item in enumerate(content["columns"]))
+    _unique([c.label for c in columns], f"{path}: columns")
+    common = _overrides(content.get("overrides"), f"{path}: overrides")
+    reader = _RowReader(path, tuple(column.label for column in columns), common)
+    rows = tuple(reader.row(item, f"{path}: rows[{i}]") for i, item in enumerate(content["rows"]))
+    _unique([row.label for row in rows], f"{path}: rows")
+    seeds = content.get("seeds", [0])
+    if not isinstance(seeds, list) or not seeds or not all(type(s) is int and s >= 0 for s in seeds):
+        raise ClaimError(f"{path}: seeds must be a list of numbers from 0 on, not {seeds!r}")
+    texts = {key: str(content.get(key, "")) for key in ("source", "note")}
+    return Claim(path.stem, str(content["title"]), columns, rows, tuple(dict.fromkeys(seeds)), **texts)
+
+
+_CLAIM_KEYS = ("title", "source", "note", "seeds", "metric", "overrides", "columns", "rows")
+_PHASE_KEYS = ("config", "overrides", "eval_only")
+_RUN_KEYS = (*_PHASE_KEYS, "phases", "columns")
+_ROW_KEYS = ("label", *_PHASE_KEYS, "phases", "runs", "published", "note")
+
+
+class _RowReader:
+    """Reads rows; knows what all of them share."""
+
+    def __init__(self, path: Path, labels: tuple[str, ...], common: tuple[str, ...]) -> None:
+        self.folder, self.labels, self.common = path.parent, labels, common
+
+    def row(self, item: Any, where: str) -> Row:
+        item = _mapping(item, where, _ROW_KEYS, ("label",))
+        where = f"{where} ({item['label']})"
+        if "runs" in item:
+            _only_one(item, ("runs", "config", "phases"), where)
+            runs = tuple(self._run(run, f"{where}: runs[{i}]") for i, run in enumerate(item["runs"]))
+        elif "config" in item or "phases" in item:
+            runs = (Run(self._phases(item, where), self.labels),)
+        else:
+            runs = ()
+        filled = [label for run in runs for label in run.columns]
+        _unique(filled, f"{where}: columns of its runs")
+        published = self._published(item.get("published", {}), where)
+        if not runs and not published:
+            raise ClaimError(f"{where} has neither a config nor published numbers")
+        return Row(str(item["label"]), runs, published, str(item.get("note", "")))
+
+    def _run(self, item: Any, where: str) -> Run:
+        item = _mapping(item, where, _RUN_KEYS)
+        columns = tuple(item.get("columns", self.labels))
+        for label in columns:
+            self._check_label(label, where)
+        return Run(self._phases(item, where), columns)
+
+    def _phases(self, item: Mapping[str, Any], where: str) -> tuple[Phase, ...]:
+        _only_one(item, ("config", "phases"), where)
+        if "config" in item:
+            return (self._phase({k: v for k, v in item.items() if k in _PHASE_KEYS}, where),)
+        if not item.get("phases"):
+            raise ClaimError(f"{where} needs `config` or `phases`")
+        return tuple(self._phase(phase, f"{where}: phases[{i}]") for i, phase in enumerate(item["phases"]))
+
+    def _phase(self, item: Any, where: str) -> Phase:
+        item = _mapping(item, where, _PHASE_KEYS, ("config",))
+        config = (self.folder / item["config"]).resolve()
+        if not config.is_file():
+            raise ClaimError(f"{where}: there is no config {config}")
+        overrides = self.common + _overrides(item.get("overrides"), where)
+        return Phase(config, overrides, bool(item.get("eval_only", False)))
+
+    def _published(self, item: Any, where: str) -> dict[str, float]:
+        if not isinstance(item, Mapping):
+            raise ClaimError(f"{where}: published is a mapping of column label to number, not {item!r}")
+        for label, value in item.items():
+            self._check_label(label, f"{where}: published")
+            if type(value) not in (int, float):
+                raise ClaimError(f"{where}: published {label}: {value!r} is not a number")
+        return {label: float(value) for label, value in item.items()}
+
+    def _check_label(self, label: str, where: str) -> None:
+        if label not in self.labels:
+            raise ClaimError(f"{where}: there is no column {label!r}{did_you_mean(label, self.labels)}")
+
+
+def _column(item: Any, where: str, metric: str) -> Column:
+    item = _mapping(item, where, ("label", "dataset", "metric"), ("label", "dataset"))
+    return Column(str(item["label"]), str(item["dataset"]), str(item.get("metric", metric)))
+
+
+def _mapping(item: Any, where: str, known: Sequence[str], needed: Sequence[str] = ()) -> dict[str, Any]:
+    if not isinstance(item, dict):
+        raise ClaimError(f"{where} must be a mapping, not {item!r}")
+    for key in item:
+        if key not in known:
+            raise ClaimError(f"{where}: there is no key {key!r}{did_you_mean(key, known)}; known: {', '.join(known)}")
+    for key in needed:
+        if not item.get(key):
+            raise ClaimError(f"{where} lacks {key!r}")
+    return item
+
+
+def _overrides(item: Any, where: str) -> tuple[str, ...]:
+    if item is None:
+        return ()
+    if not isinstance(item, Mapping):
+        raise ClaimError(f"{where}: overrides are a mapping such as {{SOLVER.MAX_ITER: 100}}, not {item!r}")
+    return tuple(text for key, value in item.items() for text in (str(key), str(value)))
+
+
+def _only_one(item: Mapping[str, Any], keys: Sequence[str], where: str) -> None:
+    present = [key for key in keys if key in item]
+    if len(present) > 1:
+        raise ClaimError(f"{where} has {' and '.join(present)}: only one of them can be meant")
+
+
+def _unique(labels: Sequence[str], where: str) -> None:
+    doubles = sorted({label for label in labels if list(labels).count(label) > 1})
+    if doubles:
+        raise ClaimError(f"{where}: these occur twice: {doubles}")

@@ -1,0 +1,119 @@
+"""When two runs are the same run: by the content of everything that decides their result."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+
+import multiseg_d2
+from multiseg_d2.data.register import register_from_config
+from multiseg_d2.engine.config_file import load_config
+
+from .claim import ClaimError, Phase
+
+__all__ = ["PhaseIdentity", "identify", "source_hash"]
+
+#: Keys that decide where files go and how fast the run is, not what comes out.
+_NO_EFFECT = ("OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "VIS_PERIOD", "TEST.NUM_PICTURES", "SOLVER.CHECKPOINT_PERIOD")
+_PACKAGE = Path(multiseg_d2.__file__).resolve().parent
+
+
+@dataclasses.dataclass(frozen=True)
+class PhaseIdentity:
+    """What a phase is, and what the harness needs to know of its config.
+
+    Attributes:
+        key: hash of the resolved config with its seed, the dataset specs and taxonomy, and the weights it starts from.
+        tested: ``DATASETS.TEST``.
+        steps: ``SOLVER.MAX_ITER``, 0 for an evaluation.
+    """
+
+    key: str
+    tested: tuple[str, ...]
+    steps: int
+
+
+def identify(phase: Phase, seed: int, parent: str | None) -> PhaseIdentity:
+    """Resolves a phase's config and hashes it.
+
+    Args:
+        phase: the phase.
+        seed: overrides the config's.
+        parent: key of the phase whose weights it starts from; None: it starts from ``MODEL.WEIGHTS``.
+
+    Raises:
+        ClaimError: the config cannot be read, or its datasets are not registered.
+    """
+    try:
+        cfg = load_config(str(phase.config), [*phase.overrides, "SEED", str(seed)])
+        register_from_config(cfg)
+    except (ValueError, KeyError) as problem:
+        raise ClaimError(f"{phase.config}: {problem}") from problem
+    weights = f"weights of {parent}" if parent else _file_identity(cfg.MODEL.WEIGHTS)
+    facts = {
+        "config": _plain(_without(cfg, (*_NO_EFFECT, "MODEL.WEIGHTS"))),
+        "weights": weights,
+        "taxonomy": _file_identity(cfg.DATASETS.TAXONOMY),
+        "specs": {n: _spec_identity(n) for n in dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))},
+        "eval_only": phase.eval_only,
+    }
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return PhaseIdentity(key, tuple(cfg.DATASETS.TEST), 0 if phase.eval_only else cfg.SOLVER.MAX_ITER)
+
+
+@lru_cache(maxsize=1)
+def source_hash() -> str:
+    """Hash of every Python and YAML file of the package: another version of the code may give another result."""
+    return _hash_files(p for p in sorted(_PACKAGE.rglob("*")) if p.suffix in (".py", ".yaml") and p.is_file())
+
+
+def _hash_files(paths: Iterable[Path]) -> str:
+    total = hashlib.sha256()
+    for path in paths:
+        total.update(str(path.relative_to(_PACKAGE)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return total.hexdigest()
+
+
+def _without(cfg: CfgNode, keys: Iterable[str]) -> CfgNode:
+    cfg = cfg.clone()
+    for key in keys:
+        *sections, leaf = key.split(".")
+        node: Any = cfg
+        for section in sections:
+            node = node[section]
+        node.pop(leaf, None)
+    return cfg
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else repr(value)
+
+
+def _file_identity(path: str) -> str:
+    """A local file by its content, anything else (empty, a name, a URL) by its text."""
+    file = Path(path).expanduser()
+    if not path or not file.is_file():
+        return path
+    total = hashlib.sha256()
+    with open(file, "rb") as f:
+        while block := f.read(1 << 22):
+            total.update(block)
+    return total.hexdigest()
+
+
+def _spec_identity(catalog_name: str) -> list[str]:
+    """A split by its spec and the list of its images; not by where the spec file lies."""
+    metadata = MetadataCatalog.get(catalog_name)
+    ids = metadata.spec.splits[metadata.split].ids
+    listed = _file_identity(ids) if isinstance(ids, str) else ""
+    return [repr(dataclasses.replace(metadata.spec, path="")), listed]
