@@ -10,7 +10,15 @@ from .annotations import add_boxes, add_segments, add_tags
 from .pairing import DATA_ROOT_VARIABLE, DatasetFilesError, Pairing, fixed_folders, pair_files, place, some
 from .spec_model import SplitSpec
 
-__all__ = ["DATA_ROOT_VARIABLE", "DatasetFilesError", "Pairing", "data_root", "list_pairs", "pair_files"]
+__all__ = [
+    "DATA_ROOT_VARIABLE",
+    "DatasetFilesError",
+    "Pairing",
+    "data_root",
+    "dataset_dicts",
+    "list_pairs",
+    "pair_files",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -40,15 +48,32 @@ def list_pairs(split: SplitSpec, root: str) -> list[dict[str, Any]]:
         _refuse_strays(split, root, found)
     if split.count is not None and len(found.images) != split.count:
         logger.warning("%s: %d images found, %d expected", split.catalog, len(found.images), split.count)
+    return dataset_dicts(found, split, root, whole=split.ids is None)
+
+
+def dataset_dicts(found: Pairing, split: SplitSpec, root: str, whole: bool) -> list[dict[str, Any]]:
+    """Dataset dicts of files that belong together, as :func:`list_pairs` returns them.
+
+    Args:
+        found: without strays.
+        split: that the files were found for.
+        root: data root.
+        whole: an entry of a panoptic annotation file for which there is no file is an error.
+
+    Raises:
+        DatasetFilesError: the annotation file is missing, wrong, or of other files.
+    """
     records = [
         {"file_name": path, "image_id": image_id, "dataset": split.spec.dataset, "catalog": split.catalog}
         for image_id, path in found.images.items()
     ]
-    _add_annotations(records, found, split, root)
+    _add_annotations(records, found, split, root, whole)
     return records
 
 
-def _add_annotations(records: list[dict[str, Any]], found: Pairing, split: SplitSpec, root: str) -> None:
+def _add_annotations(
+    records: list[dict[str, Any]], found: Pairing, split: SplitSpec, root: str, whole: bool
+) -> None:
     """Adds to the dicts, in place, what the split knows about each image."""
     json_file = os.path.join(root, split.annotation_file)
     try:
@@ -57,7 +82,7 @@ def _add_annotations(records: list[dict[str, Any]], found: Pairing, split: Split
         elif split.annotation == "tag":
             add_tags(records, json_file, split, fixed_folders(split.images, root))
         elif found.labels and split.spec.encoding == "panoptic":
-            add_segments(records, found.labels, json_file, fixed_folders(split.labels, root), whole=split.ids is None)
+            add_segments(records, found.labels, json_file, fixed_folders(split.labels, root), whole)
         elif found.labels:
             for record in records:
                 record["sem_seg_file_name"] = found.labels[record["image_id"]]
