@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from .evaluator import EvaluationError, MultiDatasetEvaluator, build_evaluator
+from .report import write_report
 
-__all__ = ["EvaluationError", "MultiDatasetEvaluator", "build_evaluator"]
+__all__ = ["EvaluationError", "MultiDatasetEvaluator", "build_evaluator", "write_report"]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
 
 __all__ = ["confusion_plot", "top_confusions"]
 
@@ -47,41 +45,62 @@ def confusion_plot(matrix: np.ndarray, classes: Sequence[str], title: str = "") 
         (H, W, 3) uint8 RGB.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # no global state, no display
-    from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
     worst = [f"{true} as {other}: {100 * share:.0f} %" for true, other, share in top_confusions(matrix, classes)]
-    if len(classes) > _NUMBERS_UP_TO:
+    if len(classes) > _NUMBERS_UP_TO and matrix.any():
         matrix, classes = _occurring(matrix, classes)
     void = matrix[:, len(classes) :].any()
     shares = _shares(matrix)[:, : len(classes) + bool(void)]
     columns = [*classes, "void"] if void else list(classes)
     cell, font = _scale(len(classes))
-    figure = Figure(figsize=(cell * len(columns) + 4.4, cell * len(classes) + 3.0), dpi=100, layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_facecolor("0.93")
-    image = axes.imshow(shares, cmap="viridis", norm=PowerNorm(0.5, 0, 1), aspect="equal", interpolation="nearest")
-    for row in np.flatnonzero(np.isnan(shares).all(1)):
-        axes.axhspan(row - 0.5, row + 0.5, facecolor="none", edgecolor="0.7", hatch="////", linewidth=0)
-    axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=font)
-    axes.set_yticks(range(len(classes)), classes, fontsize=font)
-    axes.tick_params(length=0, labeltop=len(classes) > _NUMBERS_UP_TO, labelright=len(classes) > _NUMBERS_UP_TO)
-    axes.set_xlabel("prediction")
-    axes.set_ylabel("ground truth")
-    for edge in np.arange(0.5, len(columns) - 1):
-        axes.axvline(edge, color="white", linewidth=0.25)
-    for edge in np.arange(0.5, len(classes) - 1):
-        axes.axhline(edge, color="white", linewidth=0.25)
-    if len(classes) <= _NUMBERS_UP_TO:
-        _write_numbers(axes, shares)
-    bar = figure.colorbar(image, ax=axes, shrink=0.6, label="share of the true class (root scale)")
+    # In inches, placed by hand: matplotlib's own layout takes many seconds for hundreds of names.
+    names = 0.2 + max(map(len, columns)) * font * 0.62 / 72
+    left, bottom, width, height = names + 0.4, names + 0.4, cell * len(columns), cell * len(classes)
+    lines = _lines(worst, max(60, int(12 * width)))
+    mirrored = names * (len(classes) > _NUMBERS_UP_TO)  # names on all four sides
+    full_width = left + max(width, 4.0) + mirrored + 1.6
+    full_height = bottom + height + mirrored + 0.4 + 0.19 * len(lines)
+    figure = Figure(figsize=(full_width, full_height), dpi=100)
+
+    def place(x: float, y: float, w: float, h: float):
+        return figure.add_axes((x / full_width, y / full_height, w / full_width, h / full_height))
+
+    image = _draw_cells(place(left, bottom, width, height), shares, classes, columns, font)
+    bar_height = min(height, 4.0)
+    bar = figure.colorbar(image, cax=place(full_width - 1.2, bottom + (height - bar_height) / 2, 0.2, bar_height))
     ticks = (0, 1, 5, 10, 25, 50, 75, 100)
     bar.set_ticks([t / 100 for t in ticks], labels=[f"{t} %" for t in ticks])
-    figure.suptitle("\n".join([title, *_lines(worst, max(60, int(7 * cell * len(columns)) + 40))]), fontsize=10)
+    x = 0.12 / full_width
+    figure.text(x, (bottom + height / 2) / full_height, "ground truth", rotation=90, va="center")
+    figure.text((left + width / 2) / full_width, 0.1 / full_height, "prediction", ha="center")
+    figure.text(x, 1 - 0.1 / full_height, title, va="top", weight="bold")
+    figure.text(x, 1 - 0.33 / full_height, "\n".join(lines), va="top", fontsize=9)
     canvas = FigureCanvasAgg(figure)
-    picture = io.BytesIO()
-    canvas.print_png(picture)
-    return np.asarray(Image.open(picture).convert("RGB"))
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _draw_cells(axes, shares: np.ndarray, rows: Sequence[str], columns: Sequence[str], font: float):
+    """The matrix with its names; returns the image that the colour bar explains."""
+    from matplotlib.colors import PowerNorm
+
+    image = axes.imshow(shares, cmap="viridis", norm=PowerNorm(0.5, 0, 1), aspect="auto", interpolation="nearest")
+    axes.set_facecolor("0.93")
+    for row in np.flatnonzero(np.isnan(shares).all(1)):
+        axes.axhspan(row - 0.5, row + 0.5, facecolor="none", edgecolor="0.7", hatch="////", linewidth=0)
+    axes.hlines(np.arange(0.5, len(rows) - 1), -0.5, len(columns) - 0.5, color="white", linewidth=0.25)
+    axes.vlines(np.arange(0.5, len(columns) - 1), -0.5, len(rows) - 0.5, color="white", linewidth=0.25)
+    axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=font)
+    axes.set_yticks(range(len(rows)), rows, fontsize=font)
+    many = len(rows) > _NUMBERS_UP_TO
+    axes.tick_params(length=0, labeltop=many, labelright=many)
+    if not many:
+        for (row, column), share in np.ndenumerate(shares):
+            if share >= 0.005:
+                color = "black" if share > 0.35 else "white"
+                axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=7, color=color)
+    return image
 
 
 def _shares(matrix: np.ndarray) -> np.ndarray:
@@ -98,15 +117,8 @@ def _occurring(matrix: np.ndarray, classes: Sequence[str]) -> tuple[np.ndarray, 
 def _scale(num_classes: int) -> tuple[float, float]:
     """Inches per cell, and the font size of the names."""
     if num_classes <= _NUMBERS_UP_TO:
-        return 0.36, 9
+        return max(0.36, 2.5 / num_classes), 9
     return (0.15, 7.5) if num_classes <= 130 else (0.125, 6.5)
-
-
-def _write_numbers(axes, shares: np.ndarray) -> None:
-    for (row, column), share in np.ndenumerate(shares):
-        if share >= 0.005:
-            color = "black" if share > 0.35 else "white"
-            axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=7, color=color)
 
 
 def _lines(items: Sequence[str], width: int) -> list[str]:

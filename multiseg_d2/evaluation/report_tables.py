@@ -1,0 +1,147 @@
+"""Tables of a report for people: on a terminal (rich) and in Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from . import confusion
+
+if TYPE_CHECKING:
+    from .report import DatasetScores
+
+__all__ = ["dataset_tables", "markdown", "number", "summary_table"]
+
+_ROWS, _FOLDS = 40, 3  # classes below each other, more go into further columns; three fit on a screen
+_OVERALL = {"mIoU": "mIoU", "fwIoU": "frequency-weighted IoU", "pACC": "pixel accuracy", "mACC": "mean class accuracy"}
+
+
+def number(value: float) -> str:
+    """A score for people: two decimals, ``n/a`` for nan."""
+    return "n/a" if math.isnan(value) else f"{value:.2f}"
+
+
+def dataset_tables(scores: DatasetScores, swatches: bool = False) -> RenderableType:
+    """The table of a dataset's classes, those of its official groupings, and all other scores below.
+
+    Args:
+        scores: of one dataset.
+        swatches: whether each class gets a block of its colour.
+    """
+    heading = f"{scores.catalog}: {scores.images} images, {scores.classes_scored} of {len(scores.iou)} classes scored"
+    parts: list[RenderableType] = [Text(f"\n{heading} (percent)", "bold"), _class_table(scores, swatches)]
+    for grouping, groups in scores.official.groupings.items() if scores.official else ():
+        parts.append(_group_table(grouping, groups))
+    return Group(*parts, Text(_footer(scores)))
+
+
+def summary_table(scores: Sequence[DatasetScores]) -> RenderableType:
+    """One row per dataset, and their mean."""
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("dataset", no_wrap=True)
+    for heading in ("images", "classes scored", "mIoU", "official mIoU", "fwIoU", "pixel acc.", "mean acc."):
+        table.add_column(heading, justify="right")
+    table.add_column("official rule")
+    for row in _summary_rows(scores):
+        if row[0] == "mean":
+            table.add_section()
+        table.add_row(*row)
+    return Group(Text("\nSummary (percent)", "bold"), table)
+
+
+def markdown(scores: Sequence[DatasetScores]) -> str:
+    """Summary and class tables in Markdown, two decimals."""
+    heading = ["dataset", "images", "classes", "mIoU", "official mIoU", "fwIoU", "pixel acc.", "mean acc.", "official"]
+    lines = ["# Evaluation", "", "Percent; n/a: the class has no ground truth and is not part of the mean.", ""]
+    lines += _markdown_table(heading, _summary_rows(scores))
+    for one in scores:
+        lines += ["", f"## {one.catalog}", "", _footer(one).replace("\n", "  \n"), ""]
+        columns = ["class", "IoU", "accuracy", *(["official IoU"] if _differs(one) else [])]
+        lines += _markdown_table(columns, [[name, *_class_row(one, name)] for name in one.iou])
+        for grouping, groups in one.official.groupings.items() if one.official else ():
+            rows = [[group, number(value)] for group, value in groups.items()]
+            lines += ["", *_markdown_table([grouping, "official IoU"], rows)]
+    return "\n".join(lines) + "\n"
+
+
+def _class_table(one: DatasetScores, swatches: bool) -> Table:
+    folds = min(_FOLDS, math.ceil(len(one.iou) / _ROWS))
+    rows = math.ceil(len(one.iou) / folds)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    numbers = ["IoU", "accuracy", *(["official IoU"] if _differs(one) else [])]
+    for _ in range(folds):
+        table.add_column("class", no_wrap=True)
+        for heading in numbers:
+            table.add_column(heading, justify="right")
+    cells = [[_swatch(one, name) if swatches else name, *_class_row(one, name)] for name in one.iou]
+    empty = [""] * (1 + len(numbers))
+    for row in range(rows):
+        parts = [cells[i] if i < len(cells) else empty for i in range(row, folds * rows, rows)]
+        table.add_row(*(cell for part in parts for cell in part))
+    return table
+
+
+def _group_table(grouping: str, groups: Mapping[str, float]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column(grouping, no_wrap=True)
+    table.add_column("official IoU", justify="right")
+    for group, value in groups.items():
+        table.add_row(group, number(value))
+    return table
+
+
+def _swatch(one: DatasetScores, name: str) -> Text:
+    red, green, blue = one.colors[name]
+    return Text.assemble(("██ ", f"rgb({red},{green},{blue})"), name)
+
+
+def _class_row(one: DatasetScores, name: str) -> list[str]:
+    row = [number(one.iou[name]), number(one.accuracy[name])]
+    return [*row, number(one.official.iou[name])] if _differs(one) else row
+
+
+def _differs(one: DatasetScores) -> bool:
+    """Whether the official rule gives a class another score than the plain one."""
+    if one.official is None:
+        return False
+    return any(number(one.official.iou[name]) != number(value) for name, value in one.iou.items())
+
+
+def _footer(one: DatasetScores) -> str:
+    overall = ", ".join(f"{title} {number(one.overall[key])}" for key, title in _OVERALL.items())
+    lines = [f"plain, {one.classes_scored} classes with ground truth: {overall}"]
+    if one.official:
+        values = ", ".join(f"{key.replace('_', ' ')} {number(value)}" for key, value in one.official.overall.items())
+        lines += [f"official, {one.official.title}: {values}", f"difference: {one.official.difference}"]
+    else:
+        lines.append("official: the plain rule is the dataset's own")
+    return "\n".join(lines)
+
+
+def _summary_rows(scores: Sequence[DatasetScores]) -> list[list[str]]:
+    rows = []
+    for one in scores:
+        official = number(one.official.overall["mIoU"]) if one.official else "as plain"
+        overall = {key: number(value) for key, value in one.overall.items()}
+        rows.append(
+            [one.catalog, str(one.images), f"{one.classes_scored} of {len(one.iou)}", overall["mIoU"], official]
+            + [overall[key] for key in ("fwIoU", "pACC", "mACC")]
+            + [one.official.title if one.official else ""]
+        )
+    if len(scores) > 1:
+        rows.append(["mean", "", "", number(confusion.mean([one.overall["mIoU"] for one in scores])), *[""] * 5])
+    return rows
+
+
+def _markdown_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    right = ["---" if i == 0 else "--:" for i in range(len(heading))]
+    return [line(heading), "|" + "|".join(right) + "|", *map(line, rows)]
