@@ -1,0 +1,103 @@
+"""N steps, resumed for N more, equal 2N steps: bit for bit, whatever the number of workers."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from multiseg_d2.engine.checkpoint_file import read_checkpoint
+
+
+def assert_same(a, b, where=""):
+    """Equal in every bit, dicts and lists included."""
+    assert type(a) is type(b), where
+    if isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype and torch.equal(a, b), f"{where}: {(a != b).sum()} of {a.numel()} differ"
+    elif isinstance(a, dict):
+        assert list(a) == list(b), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b)):
+            assert_same(x, y, f"{where}[{i}]")
+    else:
+        assert a == b, f"{where}: {a!r} != {b!r}"
+
+
+def final_state(out) -> dict:
+    content = read_checkpoint(out / "model_final.pth")
+    content["trainer"].pop("config")
+    return content
+
+
+def drawn(out, rank=0) -> list:
+    return [json.loads(line) for line in (out / f"draws_{rank}.jsonl").read_text().splitlines()]
+
+
+FPN = ["MODEL.SEM_SEG_HEAD.DECODER", "FPNDecoder", "MODEL.SEM_SEG_HEAD.IN_FEATURES", "['res4', 'res5']"]
+MODES = {
+    "alternation": [],
+    "workers": ["DATALOADER.NUM_WORKERS", "2"],
+    "mixture": [*FPN, "DATALOADER.SCHEDULE", "weights", "DATALOADER.WEIGHTS", "(0.7, 0.3)", "SOLVER.IMS_PER_BATCH", "4"],
+    "interval": ["DATALOADER.INTERVAL", "2"],
+    "shared norm, sequential": ["MODEL.DATASET_NORM.ENABLED", "False", "SOLVER.STEP_MODE", "sequential"],
+    "AdamW, cosine": ["SOLVER.OPTIMIZER", "AdamW", "SOLVER.BASE_LR", "0.001"]
+    + ["SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "SOLVER.WARMUP_ITERS", "3"],
+    "bfloat16, clipped, channels last": ["SOLVER.AMP.ENABLED", "True", "SOLVER.CHANNELS_LAST", "True"]
+    + ["SOLVER.CLIP_GRADIENTS.ENABLED", "True", "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "full_model"],
+    "float16": ["SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "float16"],
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_resumed_run_equals_an_unbroken_one(mode, tiny_train):
+    keys = ["SOLVER.MAX_ITER", "6", "SOLVER.CHECKPOINT_PERIOD", "3", *MODES[mode]]
+    whole = tiny_train(*keys, out="whole")
+    halves = tiny_train(*keys, out="halves")
+    (halves / "model_final.pth").unlink()
+    (halves / "last_checkpoint").write_text("model_0000002.pth")  # as it was after three steps
+    tiny_train("--resume", *keys, out="halves")
+    assert_same(final_state(whole), final_state(halves))
+    assert drawn(halves)[6:] == drawn(whole)[3:] and drawn(halves)[:6] == drawn(whole)
+    assert read_checkpoint(halves / "model_final.pth")["trainer"]["iteration"] == 5
+
+
+def test_every_parameter_and_statistic_moved(tiny_train):
+    out = tiny_train("SOLVER.CHECKPOINT_PERIOD", "4")
+    first, last = (read_checkpoint(out / name) for name in ("model_0000003.pth", "model_final.pth"))
+    trained = [name for group in first["trainer"]["optimizer"]["param_groups"] for name in group["names"]]
+    statistics = [key for key in first["model"] if ".branches.tiny" in key and "running" in key]
+    assert len(trained) > 20 and len(statistics) > 20
+    assert not [key for key in trained + statistics if torch.equal(first["model"][key], last["model"][key])]
+
+
+def test_a_drawn_seed_is_taken_over_from_the_checkpoint(tiny_train):
+    out = tiny_train("SEED", "-1", "SOLVER.CHECKPOINT_PERIOD", "3")
+    whole = final_state(out)
+    assert whole["run"]["seed"] >= 0
+    (out / "model_final.pth").unlink()
+    (out / "last_checkpoint").write_text("model_0000002.pth")
+    tiny_train("--resume", "SEED", "-1", "SOLVER.CHECKPOINT_PERIOD", "3")
+    assert_same(whole, final_state(out))
+
+
+def test_two_runs_with_one_seed_are_equal_and_with_two_seeds_are_not(tiny_train):
+    runs = [final_state(tiny_train("SEED", seed, out=out)) for seed, out in (("3", "a"), ("3", "b"), ("4", "c"))]
+    assert_same(runs[0], runs[1])
+    with pytest.raises(AssertionError):
+        assert_same(runs[0]["model"], runs[2]["model"])
+
+
+def test_resuming_a_finished_run_trains_no_more(tiny_train):
+    out = tiny_train()
+    before = final_state(out)
+    tiny_train("--resume")
+    assert_same(before, final_state(out))
+    assert len(drawn(out)) == 6
+
+
+def test_resume_without_a_checkpoint_starts_at_step_0(tiny_train):
+    assert [step for step, *_ in drawn(tiny_train("--resume", out="empty"))] == list(range(6))

@@ -1,0 +1,182 @@
+"""A whole run on a tiny network and tiny made-up pictures: train_net.py with faults to order.
+
+The data path, model, trainer, step, checkpoints and launch are the real ones. The environment variable TINY_FAULT orders
+faults: ``what@step`` or ``what@step@rank``, several separated by commas.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import nn
+
+import multiseg_d2  # noqa: F401  (stand-ins, before detectron2)
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+import train_net  # noqa: E402
+from detectron2.layers import ShapeSpec, get_norm  # noqa: E402
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone  # noqa: E402
+from detectron2.utils import comm  # noqa: E402
+
+from multiseg_d2.engine import Trainer, argument_parser, launch  # noqa: E402
+
+CLASSES = {"tiny_a": ("dark", "grey", "light"), "tiny_b": ("low", "high"), "tiny_c": ("black", "white")}
+CONFIG = """
+_BASE_: "{root}/configs/base.yaml"
+DATASETS:
+  SPECS: ["{folder}/tiny_a.yaml", "{folder}/tiny_b.yaml", "{folder}/tiny_c.yaml"]
+  TRAIN: ["tiny_a_train", "tiny_b_train"]
+  TEST: []
+INPUT: {{SCALE_RANGE: [0.8, 1.5], CROP: {{SIZE: [32, 40]}}, COLOR_JITTER: 0.2}}
+MODEL:
+  DEVICE: "cpu"
+  BACKBONE: {{NAME: "build_tiny_backbone"}}
+  SEM_SEG_HEAD: {{CONVS_DIM: 8, DROPOUT: 0.3}}
+  DATASET_NORM: {{ENABLED: True}}
+SOLVER: {{IMS_PER_BATCH: 2, BASE_LR: 0.05, MAX_ITER: 6, CHECKPOINT_PERIOD: 1000}}
+DATALOADER: {{NUM_WORKERS: 0}}
+SEED: 7
+"""
+
+
+@BACKBONE_REGISTRY.register()
+def build_tiny_backbone(cfg, input_shape):
+    return TinyBackbone(cfg.MODEL.RESNETS.NORM)
+
+
+class TinyBackbone(Backbone):
+    """Two convolutions with norms: features res4 (stride 4) and res5 (stride 8)."""
+
+    def __init__(self, norm: str) -> None:
+        super().__init__()
+        self.res4 = nn.Sequential(nn.Conv2d(3, 6, 5, stride=4, padding=2), get_norm(norm, 6) or nn.Identity())
+        self.res5 = nn.Sequential(nn.Conv2d(6, 8, 3, stride=2, padding=1), get_norm(norm, 8) or nn.Identity())
+
+    def forward(self, images):
+        res4 = self.res4(images).relu()
+        return {"res4": res4, "res5": self.res5(res4).relu()}
+
+    def output_shape(self):
+        return {"res4": ShapeSpec(channels=6, stride=4), "res5": ShapeSpec(channels=8, stride=8)}
+
+
+def write_tiny(folder: Path) -> Path:
+    """Writes pictures, specs and a config; returns the config's path."""
+    for seed, (name, classes) in enumerate(CLASSES.items()):
+        rng = np.random.default_rng(seed)
+        for split in ("train", "val"):
+            for i in range(5):
+                label = cv2.resize(rng.integers(0, len(classes), (5, 6), np.uint8), (48, 40), interpolation=0)
+                label[0, :] = 255
+                image = label[..., None] * 60 + rng.integers(0, 60, (40, 48, 3), np.uint8)
+                for kind, pixels in (("images", image), ("labels", label)):
+                    path = folder / name / split / kind / f"{i}.png"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    cv2.imwrite(str(path), pixels)
+        lines = [f"name: {name}", "annotation: pixel", "encoding: index", "ignore: [255]", "classes:"]
+        lines += [f"  - {{name: {c}, color: [{i}, 0, 0], raw: [{i}]}}" for i, c in enumerate(classes)]
+        lines += ["splits:"]
+        for split in ("train", "val"):
+            patterns = ", ".join(f'{k}: "{name}/{split}/{k}/{{id}}.png"' for k in ("images", "labels"))
+            lines.append(f"  {split}: {{{patterns}}}")
+        (folder / f"{name}.yaml").write_text("\n".join(lines) + "\n")
+    config = folder / "tiny.yaml"
+    config.write_text(CONFIG.format(root=ROOT, folder=folder))
+    return config
+
+
+# ---- faults ----------------------------------------------------------------------------------------------------------
+def poison(samples: list[dict]) -> None:
+    samples[0]["image"] = torch.full(samples[0]["image"].shape, torch.nan)
+
+
+def fail(_samples: list[dict]) -> None:
+    raise ZeroDivisionError("made to fail")
+
+
+def send(number: int):
+    return lambda _samples: os.kill(os.getpid(), number)
+
+
+def save_half_and_die(_samples: list[dict]) -> None:
+    whole = torch.save
+
+    def half(content, file) -> None:
+        whole(content, file)
+        file.flush()
+        file.truncate(file.tell() // 2)
+        os.fsync(file.fileno())
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    torch.save = half
+
+
+FAULTS = {
+    "nan": poison,
+    "raise": fail,
+    "term": send(signal.SIGTERM),
+    "usr1": send(signal.SIGUSR1),
+    "int": send(signal.SIGINT),
+    "kill": send(signal.SIGKILL),
+    "half_save": save_half_and_die,
+}
+
+
+def ordered_faults() -> dict[int, list]:
+    """Step -> what to do to the samples of this process."""
+    faults: dict[int, list] = {}
+    for order in filter(None, os.environ.get("TINY_FAULT", "").split(",")):
+        what, step, rank = (*order.split("@"), "0")[:3]
+        if int(rank) == comm.get_rank():
+            faults.setdefault(int(step), []).append(FAULTS[what])
+    return faults
+
+
+class FaultyTrainer(Trainer):
+    """The trainer, with the faults that are on order, and a record of what it was given."""
+
+    @classmethod
+    def build_train_loader(cls, cfg, start_step=0):
+        faults = ordered_faults()
+        record = Path(cfg.OUTPUT_DIR, f"draws_{comm.get_rank()}.jsonl")
+        for step, samples in enumerate(super().build_train_loader(cfg, start_step), start=start_step):
+            for fault in faults.get(step, ()):
+                fault(samples)
+            with record.open("a") as file:
+                file.write(json.dumps([step, [s["file_name"] for s in samples], [s["draw"].seed for s in samples]]) + "\n")
+            yield samples
+
+
+train_net.Trainer = FaultyTrainer
+
+
+def run(argv: list[str]) -> int:
+    """The program."""
+    return launch(main, argument_parser().parse_args(argv))
+
+
+def main(args) -> object:
+    return train_net.main(args)
+
+
+def run_redirected(argv: list[str], environment: dict[str, str], log: str) -> None:
+    """The program as the target of a new process, with its output in a file."""
+    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(target, 1)
+    os.dup2(target, 2)
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    sys.exit(run(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))
