@@ -13,17 +13,16 @@ nested, overlapping or disjoint exactly as their leaf sets are.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import yaml
+
+from .yaml_file import did_you_mean, read_yaml
 
 __all__ = ["Concept", "Taxonomy", "TaxonomyError"]
 
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _KEYS = {"parents", "classes", "main", "note"}
 
 
@@ -77,8 +76,7 @@ class Taxonomy:
         Raises:
             TaxonomyError: unknown keys or parents, cycles, doubled names, a ``main`` that is no leaf of its concept.
         """
-        with open(path, encoding="utf-8") as file:
-            content = yaml.load(file, _UniqueKeyLoader)
+        content = read_yaml(path, TaxonomyError)
         if not isinstance(content, dict) or set(content) != {"concepts"}:
             raise TaxonomyError(f"{path}: the one top-level key is `concepts`")
         return cls({n: _parse_concept(n, c or {}, path) for n, c in content["concepts"].items()}, where=str(path))
@@ -132,7 +130,7 @@ class Taxonomy:
         known = self._classes.get(dataset, {})
         if class_name not in known:
             raise TaxonomyError(
-                f"{self._where} does not list class {class_name!r} of {dataset!r}{_hint(class_name, known)}. "
+                f"{self._where} does not list class {class_name!r} of {dataset!r}{did_you_mean(class_name, known)}. "
                 "Add it there, or give the class `covers` in the dataset's spec."
             )
         return known[class_name]
@@ -165,7 +163,7 @@ class Taxonomy:
         for name, concept in self.concepts.items():
             for parent in concept.parents:
                 if parent not in self.concepts:
-                    hint = _hint(parent, self.concepts)
+                    hint = did_you_mean(parent, self.concepts)
                     raise TaxonomyError(f"{self._where}: parent {parent!r} of {name!r} does not exist{hint}")
                 children.setdefault(parent, []).append(name)
         return children
@@ -196,20 +194,9 @@ class Taxonomy:
         if concept not in self.concepts and not made:
             raise TaxonomyError(
                 f"class {class_name!r} of {dataset!r} covers {concept!r}, which {self._where} does not have"
-                f"{_hint(concept, self.concepts)}. A new universal class is written with a prefix, as "
+                f"{did_you_mean(concept, self.concepts)}. A new universal class is written with a prefix, as "
                 f"'{dataset}/{concept}'."
             )
-
-
-class _UniqueKeyLoader(_LOADER):  # type: ignore[misc, valid-type]
-    """Safe YAML in which a key that stands twice is an error, not a silent loss of the first."""
-
-    def construct_mapping(self, node, deep=False):
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        doubles = sorted({str(key) for key in keys if keys.count(key) > 1})
-        if doubles:
-            raise TaxonomyError(f"{node.start_mark.name}, line {node.start_mark.line + 1}: names twice: {doubles}")
-        return super().construct_mapping(node, deep)
 
 
 def _parse_concept(name: str, content: Mapping, path: str | Path) -> Concept:
@@ -218,8 +205,3 @@ def _parse_concept(name: str, content: Mapping, path: str | Path) -> Concept:
         raise TaxonomyError(f"{path}: concept {name!r} has unknown keys {unknown}; known are {sorted(_KEYS)}")
     classes = {d: tuple([c] if isinstance(c, str) else c) for d, c in content.get("classes", {}).items()}
     return Concept(tuple(content.get("parents", ())), classes, content.get("main", ""), content.get("note", ""))
-
-
-def _hint(name: str, known) -> str:
-    close = difflib.get_close_matches(name, list(known), n=3)
-    return f" (did you mean {', '.join(map(repr, close))}?)" if close else ""
