@@ -28,7 +28,7 @@ SETS = {"loader_a": 5, "loader_b": 3}
 
 @pytest.fixture
 def quick_end(monkeypatch):
-    """torch waits five seconds for worker processes to end after an error in one of them; here it does not."""
+    """Torch waits five seconds for worker processes to end after an error in one of them; here it does not."""
     monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)
     yield
     gc.collect()  # ends them while the above holds
