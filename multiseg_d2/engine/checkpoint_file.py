@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -96,7 +97,8 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], None], needed: int
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except Exception as problem:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the folder itself may be what is wrong
+            temporary.unlink(missing_ok=True)
         cause = _cause(problem)
         if cause is None:
             raise

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-import tiny_run  # noqa: E402
+import tiny_run
 
-from multiseg_d2.engine.setup import argument_parser, setup  # noqa: E402
+from multiseg_d2.engine.setup import argument_parser, setup
 
 #: A process that has everything imported and does nothing but fork: a run in a process of its own starts at once.
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -52,7 +52,7 @@ def tiny_root(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def tiny_argv(tiny_root, tmp_path, monkeypatch):
-    """Command line of a tiny run; arguments as of train_net.py, keys and values last. Output goes to tmp_path/``out``."""
+    """Command line of a tiny run, with arguments as of train_net.py; output goes to tmp_path/``out``."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tiny_root))
 
     def argv(*arguments, out: str = "out") -> list[str]:

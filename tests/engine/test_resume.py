@@ -41,7 +41,8 @@ FPN = ["MODEL.SEM_SEG_HEAD.DECODER", "FPNDecoder", "MODEL.SEM_SEG_HEAD.IN_FEATUR
 MODES = {
     "alternation": [],
     "workers": ["DATALOADER.NUM_WORKERS", "2"],
-    "mixture": [*FPN, "DATALOADER.SCHEDULE", "weights", "DATALOADER.WEIGHTS", "(0.7, 0.3)", "SOLVER.IMS_PER_BATCH", "4"],
+    "mixture": [*FPN, "DATALOADER.SCHEDULE", "weights", "DATALOADER.WEIGHTS", "(0.7, 0.3)"]
+    + ["SOLVER.IMS_PER_BATCH", "4"],
     "interval": ["DATALOADER.INTERVAL", "2"],
     "shared norm, sequential": ["MODEL.DATASET_NORM.ENABLED", "False", "SOLVER.STEP_MODE", "sequential"],
     "AdamW, cosine": ["SOLVER.OPTIMIZER", "AdamW", "SOLVER.BASE_LR", "0.001"]

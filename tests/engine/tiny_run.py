@@ -1,7 +1,7 @@
 """A whole run on a tiny network and tiny made-up pictures: train_net.py with faults to order.
 
-The data path, model, trainer, step, checkpoints and launch are the real ones. The environment variable TINY_FAULT orders
-faults: ``what@step`` or ``what@step@rank``, several separated by commas.
+The data path, model, trainer, step, checkpoints and launch are the real ones. The environment variable TINY_FAULT
+orders faults: ``what@step`` or ``what@step@rank``, several separated by commas.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+import torch._dynamo  # the first optimizer imports it, in seconds: once for all forked processes
 from torch import nn
 
 import multiseg_d2  # noqa: F401  (stand-ins, before detectron2)
@@ -22,11 +23,11 @@ import multiseg_d2  # noqa: F401  (stand-ins, before detectron2)
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-import train_net  # noqa: E402
 from detectron2.layers import ShapeSpec, get_norm  # noqa: E402
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone  # noqa: E402
 from detectron2.utils import comm  # noqa: E402
 
+import train_net  # noqa: E402
 from multiseg_d2.engine import Trainer, argument_parser, launch  # noqa: E402
 
 CLASSES = {"tiny_a": ("dark", "grey", "light"), "tiny_b": ("low", "high"), "tiny_c": ("black", "white")}
@@ -152,7 +153,8 @@ class FaultyTrainer(Trainer):
             for fault in faults.get(step, ()):
                 fault(samples)
             with record.open("a") as file:
-                file.write(json.dumps([step, [s["file_name"] for s in samples], [s["draw"].seed for s in samples]]) + "\n")
+                drawn = [[s["file_name"], s["draw"].seed] for s in samples]
+                file.write(json.dumps([step, drawn]) + "\n")
             yield samples
 
 
