@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 import multiseg_d2  # noqa: F401  (installs the stand-ins before any test module imports detectron2)
+from multiseg_d2.data.toy import write_toy
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
@@ -29,3 +31,16 @@ def data_root(samples, monkeypatch) -> Path:
     """The real samples as Detectron2's data root."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(samples))
     return samples
+
+
+@pytest.fixture(scope="session")
+def toy_root(tmp_path_factory) -> Iterator[Path]:
+    """Detectron2's data root (DETECTRON2_DATASETS) for the rest of the session: the toy sets, drawn small."""
+    base = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        base = base.parent  # one folder for all workers: the first to finish gives its drawings to the others
+    root = base / "toy_data"
+    write_toy(root, images=8, size=(64, 128))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECTRON2_DATASETS", str(root))
+        yield root

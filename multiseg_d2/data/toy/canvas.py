@@ -76,7 +76,7 @@ class Camera:
 
     @property
     def near(self) -> float:
-        """z of the ground at the lower edge of the picture, metres."""
+        """Depth (z) of the ground at the lower edge of the picture, metres."""
         return self.focal * self.eye / (self.height - self.horizon)
 
     def project(self, x, y, z) -> np.ndarray:
@@ -90,7 +90,7 @@ class Camera:
         return pixels
 
     def ground_depth(self) -> np.ndarray:
-        """(H,) float32: z of the ground in each row, metres; far away at and above the horizon."""
+        """(H,) float32: depth of the ground in each row, metres; far away at and above the horizon."""
         below = np.maximum(np.arange(self.height) + 0.5 - self.horizon, 0.5)
         return (self.focal * self.eye / below).astype(np.float32)
 

@@ -51,7 +51,8 @@ def concept_classes(spec_name: str) -> np.ndarray:
     for concept, name in enumerate(CONCEPTS[1:], start=1):
         owners = [local_id for local_id, covered in enumerate(classes) if covered & leaves[name]]
         if len(owners) > 1 or any(not leaves[name] <= classes[o] for o in owners):
-            raise ValueError(f"{spec_name}: {name!r} is drawn as one thing but {[spec.class_names[o] for o in owners]} share it")
+            names = [spec.class_names[local_id] for local_id in owners]
+            raise ValueError(f"{spec_name}: {name!r} is drawn as one thing, but {names} share it or cover a part")
         table[concept] = owners[0] if owners else -1
     return table
 
@@ -63,6 +64,7 @@ def raw_label(concept: np.ndarray, spec_name: str) -> np.ndarray:
 
     Args:
         concept: (H, W) uint8.
+        spec_name: a packaged toy spec.
 
     Returns:
         (H, W) uint16 raw ids, or (H, W, 3) uint8 RGB for encoding ``color``.

@@ -15,7 +15,9 @@ __all__ = ["photograph"]
 _ROAD = ("road_surface", "road_marking", "crosswalk_zebra")
 _GROUND = (*_ROAD, "curb_beside_sidewalk", "sidewalk_core", "grass")
 #: Strength of the surface texture, by concept; 0.06 where not listed.
-_TEXTURE = dict(road_surface=0.08, sidewalk_core=0.08, grass=0.22, tree=0.3, bush=0.28, building=0.07, sky=0.0, pole=0.03)
+_TEXTURE = dict(
+    road_surface=0.08, sidewalk_core=0.08, grass=0.22, tree=0.3, bush=0.28, building=0.07, sky=0.0, pole=0.03
+)  # fmt: skip
 _ROUGHNESS = np.array([_TEXTURE.get(name, 0.06) for name in CONCEPTS], np.float32)
 _ON_GROUND = np.array([name in _GROUND for name in CONCEPTS])
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)

@@ -1,4 +1,4 @@
-"""The looks of the drawn street scenes: where the camera stands, what is about, what colour it has, how it is lit and sensed.
+"""The looks of the drawn street scenes: where the camera stands, what is about, its colours, light, weather, sensor.
 
 A look changes pictures and how often things are seen, never what a thing is called.
 """
@@ -123,11 +123,13 @@ _DAY = Look(
         traffic_sign=1.1, ground_animal=0.1, traffic_cone=0.15,
     ),
     every=dict(bus=6, motorcyclist=7, motorcycle=6, truck=5, traffic_light=4, ground_animal=9, traffic_cone=8, van=5),
+    light=(1.15, 1.13, 1.08), contrast=1.25,
 )  # fmt: skip
 
 # Low orange sun over pale concrete: the road has the sidewalk's colour of `day` and the other way round; autumn leaves.
 _DUSK = Look(
-    eye=(2.1, 2.6), focal=(0.52, 0.58), horizon=(0.33, 0.39), road=(5.5, 7.5), walk=(1.6, 2.4), storeys=(3, 7), gap=0.25,
+    eye=(2.1, 2.6), focal=(0.52, 0.58), horizon=(0.33, 0.39), road=(5.5, 7.5), walk=(1.6, 2.4), storeys=(3, 7),
+    gap=0.25,
     rates=dict(
         car_without_van=2.4, van=0.6, truck=0.9, bus=0.25, parked=1.2, bicyclist=0.2, motorcyclist=0.9, bicycle=0.3,
         motorcycle=0.9, pedestrian_adult=1.6, child=0.2, tree=1.6, bush=1.4, lamp_post=1.4, traffic_light=0.7,
@@ -165,10 +167,10 @@ _RAIN = Look(
         sky_top=((0.62, 0.65, 0.68),), sky_low=((0.74, 0.76, 0.78),),
     ),
     light=(0.78, 0.84, 0.90), slope=0.08, shadow=0.12, lamps=0.2, haze=0.020, haze_color=(0.66, 0.70, 0.74), wet=0.45,
-    streaks=3.0, texture=0.7, saturation=0.65, contrast=0.75, gamma=0.9, blur=0.8, noise=0.015,
+    streaks=3.0, texture=0.7, saturation=0.65, contrast=0.62, gamma=0.9, blur=0.8, noise=0.015,
 )  # fmt: skip
 
-# Lamps, lit windows and headlights in the dark; the sky is the darkest thing in the picture.
+# Lamps, lit windows and headlights as night falls; the sky is darker than the walls.
 _NIGHT = Look(
     eye=(1.6, 2.1), focal=(0.58, 0.70), horizon=(0.38, 0.46), road=(4.5, 7.0), walk=(2.0, 3.2), storeys=(2, 6), gap=0.3,
     rates=dict(
@@ -181,10 +183,10 @@ _NIGHT = Look(
         road=((0.44, 0.44, 0.45),), sidewalk=((0.56, 0.52, 0.50),), grass=((0.38, 0.42, 0.24),),
         wall=((0.60, 0.54, 0.48), (0.50, 0.38, 0.34), (0.62, 0.62, 0.64), (0.44, 0.44, 0.48)),
         tree=((0.26, 0.34, 0.16), (0.38, 0.34, 0.14), (0.20, 0.30, 0.18)),
-        sky_top=((0.06, 0.07, 0.14),), sky_low=((0.20, 0.18, 0.24),),
+        sky_top=((0.16, 0.18, 0.34),), sky_low=((0.40, 0.33, 0.38),),
     ),
-    light=(0.40, 0.38, 0.46), exposure=(0.85, 1.2), slope=0.2, shadow=0.3, lamps=1.0, haze=0.008,
-    haze_color=(0.14, 0.13, 0.17), texture=1.0, saturation=0.9, contrast=1.0, gamma=0.95, blur=0.55, noise=0.035,
+    light=(0.52, 0.50, 0.60), exposure=(0.85, 1.15), slope=0.2, shadow=0.3, lamps=0.8, haze=0.008,
+    haze_color=(0.26, 0.24, 0.30), texture=1.0, saturation=0.9, contrast=1.0, gamma=0.95, blur=0.5, noise=0.022,
 )  # fmt: skip
 
 #: By name. `evening` lies between day and dusk: near enough for a model of `day` to be half right there.
@@ -194,7 +196,7 @@ LOOKS: dict[str, Look] = {
     "rain": _RAIN,
     "night": _NIGHT,
     "evening": replace(
-        blend(_DAY, _DUSK, 0.5),
+        blend(_DAY, _DUSK, 0.35),
         every=dict(bus=8, motorcyclist=8, bicyclist=6, truck=6, traffic_light=6, bicycle=6, motorcycle=8),
     ),
 }

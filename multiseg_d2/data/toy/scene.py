@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -45,7 +46,8 @@ def draw_scene(look: Look, height: int, width: int, seed: tuple[int, ...], index
 
     Args:
         look: camera, frequencies, colours, light and sensor.
-        height, width: picture size, pixels.
+        height: picture height, pixels.
+        width: picture width, pixels.
         seed: everything that names the picture, as integers >= 0; equal seeds give equal drawings.
         index: number of the picture, for the things that every n-th picture has.
     """
@@ -67,10 +69,14 @@ def draw_scene(look: Look, height: int, width: int, seed: tuple[int, ...], index
     if look.hood > 0:
         _draw_hood(canvas, look, rng)
     concepts, things = canvas.tables()[1:3]
-    return Drawing(photograph(canvas, camera, look, rng), np.take(concepts, canvas.region), np.take(things, canvas.region))
+    return Drawing(
+        photograph(canvas, camera, look, rng), np.take(concepts, canvas.region), np.take(things, canvas.region)
+    )
 
 
-def _place_things(look: Look, camera: Camera, street: Street, rng: np.random.Generator, index: int) -> list:
+def _place_things(
+    look: Look, camera: Camera, street: Street, rng: np.random.Generator, index: int
+) -> list[tuple[float, Callable[[Canvas], None]]]:
     """(z, draw(canvas)) of everything that stands on road and sidewalks."""
     placed = []
     taken: list[tuple[float, float, float]] = []  # x, z0, z1 of vehicles

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -20,7 +21,7 @@ _LAMPLIGHT = np.array([1.5, 1.2, 0.7])
 
 @dataclass(frozen=True)
 class Street:
-    """Sideways layout, metres: the road is [-half, half], then a curb, the sidewalk to ``edge``, a verge to ``front``."""
+    """Sideways layout, metres: the road is [-half, half], then curb, sidewalk to ``edge``, verge to ``front``."""
 
     half: float
     walk: float
@@ -28,15 +29,17 @@ class Street:
 
     @property
     def edge(self) -> float:
+        """Outer edge of the sidewalk."""
         return self.half + _CURB + self.walk
 
     @property
     def front(self) -> float:
+        """Front of the buildings and fences."""
         return self.edge + self.verge
 
     @property
     def lanes(self) -> tuple[float, ...]:
-        """x of the lane centres."""
+        """Centres of the lanes, from left to right."""
         count = 4 if self.half > 6.2 else 2
         width = 2 * self.half / count
         return tuple(-self.half + width * (i + 0.5) for i in range(count))
@@ -69,7 +72,7 @@ def draw_street(canvas: Canvas, camera: Camera, look: Look, rng: np.random.Gener
     cuts = [_cuts(camera, rng) for _ in range(2)]
     for side, ends in zip((-1, 1), cuts):
         wall_before = False
-        for z0, z1 in reversed(list(zip(ends, ends[1:]))):
+        for z0, z1 in reversed(list(pairwise(ends))):
             if rng.random() < look.gap:
                 _draw_yard(canvas, camera, look, street, rng, side, z0, z1)
                 wall_before = False

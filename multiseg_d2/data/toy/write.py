@@ -104,23 +104,26 @@ def write_toy(
         images: number of training images of each labelled set; other splits have a multiple, see ``SPLITS``.
         size: (height, width) of the images, pixels.
         seed: other seeds, other scenes.
-        redraw: replace a folder of other parameters; without it such a folder is an error.
+        redraw: draw anew whatever toy sets are there; without it drawings of other parameters are an error.
         progress: called with (images done, images in all).
 
     Returns:
         The toy folder. If it holds these drawings already, nothing is done.
 
     Raises:
-        ToyFilesError: the folder holds something else.
+        ToyFilesError: the folder holds other drawings, or (whatever ``redraw`` says) files that are no toy sets.
         ValueError: parameters that cannot be drawn.
     """
     if images < 2 or not (32 <= size[0] <= 1024 and 32 <= size[1] <= 2048) or seed < 0:
-        raise ValueError(f"images={images}, size={size}, seed={seed}: needs 2 images, 32x32 to 1024x2048 pixels, seed >= 0")
+        given = f"images={images}, size={tuple(size)}, seed={seed}"
+        raise ValueError(f"{given}: needs at least 2 images, a size from 32x32 to 1024x2048 and a seed >= 0")
     folder = Path(root) / FOLDER
     asked = {"version": _VERSION, "images": images, "size": list(size), "seed": seed}
-    if folder.exists() and not redraw:
-        _check_manifest(folder, asked)
-        return folder
+    if folder.exists():
+        found = _read_manifest(folder)
+        if not redraw:
+            _check_same(folder, found, asked)
+            return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{FOLDER}-", dir=folder.parent))
     try:
@@ -131,15 +134,21 @@ def write_toy(
     return folder
 
 
-def _check_manifest(folder: Path, asked: dict[str, Any]) -> None:
+def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
-        found = json.loads((folder / _MANIFEST).read_text())
-    except (OSError, ValueError):
-        found = None
+        return json.loads((folder / _MANIFEST).read_text())
+    except (OSError, ValueError) as problem:
+        raise ToyFilesError(
+            f"{folder} has no readable {_MANIFEST}, so these are no toy sets and are left alone. "
+            "Move the folder away, or give another root."
+        ) from problem
+
+
+def _check_same(folder: Path, found: dict[str, Any], asked: dict[str, Any]) -> None:
     if found != asked:
         raise ToyFilesError(
-            f"{folder} holds {'drawings of ' + str(found) if found else f'no readable {_MANIFEST}'}, not of {asked}. "
-            "Draw with those parameters, give another root, or redraw (--redraw deletes the folder)."
+            f"{folder} holds drawings of {found}, asked are {asked}. "
+            "Use the parameters of the folder, give another root, or replace the folder (redraw)."
         )
 
 
@@ -154,7 +163,7 @@ def _move(partial: Path, folder: Path, asked: dict[str, Any], redraw: bool) -> N
     except OSError:
         if not folder.exists():
             raise
-        _check_manifest(folder, asked)
+        _check_same(folder, _read_manifest(folder), asked)
 
 
 def _draw_all(folder: Path, asked: dict[str, Any], progress: Callable[[int, int], None]) -> None:
