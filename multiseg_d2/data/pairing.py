@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -106,7 +107,7 @@ def _listed_ids(split: SplitSpec, root: str) -> list[str]:
                 f"{split.catalog}: the list of ids {source} cannot be read ({problem.strerror}). "
                 "Some lists are written by a script in datasets/, see datasets/README.md."
             ) from problem
-    doubled = sorted({i for i in ids if ids.count(i) > 1}) if len(set(ids)) < len(ids) else []
+    doubled = sorted(i for i, n in Counter(ids).items() if n > 1)
     if doubled:
         raise DatasetFilesError(f"{split.catalog}: {source} lists twice: {some(doubled)}")
     return ids
