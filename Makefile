@@ -40,4 +40,4 @@ format: setup
 	"$(PY)" -m ruff format .
 
 bench: setup
-	@set -e; for script in benchmarks/bench_*.py; do echo "== $$script"; "$(PY)" "$$script" $(ARGS); done
+	@set -e; for script in benchmarks/*.py; do echo "== $$script"; "$(PY)" "$$script" $(ARGS); done
