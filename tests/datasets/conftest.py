@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # for label_files.py
+
 FOLDER = Path(__file__).resolve().parent.parent.parent / "datasets"
 
 

@@ -1,0 +1,91 @@
+#!/usr/bin/env python3
+"""Draws IDD's polygons, <root>/idd/gtFine/**/*_gtFine_polygons.json, as *_gtFine_labelids.png beside them.
+
+The pixels hold IDD's own ids (0 to 39), from which the specs idd, idd_level1, idd_level2 and idd_level4 take their
+levels. Polygons are drawn in the order of the file, as IDD's own createLabels.py (--id-type id) does; deleted objects
+and those with fewer than three points are skipped, "<name>group" counts as <name>, pixels without a polygon are
+unlabeled (35).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from multiseg_d2.data.convert import ConversionError, Job, conversion_parser, convert_files
+
+POLYGONS, LABELS = "_gtFine_polygons.json", "_gtFine_labelids.png"
+#: IDD's names, by id (AutoNUE public-code, helpers/anue_labels.py).
+NAMES = (
+    *("road", "parking", "drivable fallback", "sidewalk", "rail track", "non-drivable fallback", "person", "animal"),
+    *("rider", "motorcycle", "bicycle", "autorickshaw", "car", "truck", "bus", "caravan", "trailer", "train"),
+    *("vehicle fallback", "curb", "wall", "fence", "guard rail", "billboard", "traffic sign", "traffic light", "pole"),
+    *("polegroup", "obs-str-bar-fallback", "building", "bridge", "tunnel", "vegetation", "sky", "fallback background"),
+    *("unlabeled", "ego vehicle", "rectification border", "out of roi", "license plate"),
+)
+ID_OF = {name: number for number, name in enumerate(NAMES)}
+#: Names outside the table that occur in a few files and mean nothing there.
+MEANINGLESS = {"ground"}
+
+
+def draw(path: str) -> np.ndarray | tuple[np.ndarray, str]:
+    """Draws the polygons of one file.
+
+    Returns:
+        (H, W) uint8 IDD ids, with a remark where a name was taken for unlabeled.
+
+    Raises:
+        ConversionError: not IDD's form, or a name that is in no table.
+    """
+    with open(path, encoding="utf-8") as file:
+        try:
+            content = json.load(file)
+            size, objects = (content["imgWidth"], content["imgHeight"]), content["objects"]
+        except (ValueError, KeyError, TypeError) as problem:
+            raise ConversionError(f"{path}: not a polygon file of IDD ({type(problem).__name__}: {problem})") from None
+    picture = Image.new("L", size, ID_OF["unlabeled"])
+    pen = ImageDraw.Draw(picture)
+    remark = ""
+    for item in objects:
+        if item.get("deleted") or len(item["polygon"]) < 3:
+            continue
+        name = item["label"]
+        if name in MEANINGLESS:
+            remark = f"the name {name!r} is in no table and was drawn as unlabeled"
+            name = "unlabeled"
+        pen.polygon([tuple(point) for point in item["polygon"]], fill=id_of(name, path))
+    ids = np.asarray(picture)
+    return (ids, remark) if remark else ids
+
+
+def id_of(name: str, path: str) -> int:
+    """IDD id of a name, also of a group of such objects."""
+    if name not in ID_OF and name.endswith("group"):
+        name = name.removesuffix("group")
+    if name not in ID_OF:
+        raise ConversionError(f"{path}: the name {name!r} is not in IDD's table")
+    return ID_OF[name]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the script; returns the exit code."""
+    parser = conversion_parser(__doc__)
+    parser.add_argument(
+        "--folder", default="idd", help="dataset folder below the root; IDD_Segmentation for Part I alone"
+    )
+    options = parser.parse_args(arguments)
+    folder = options.root / options.folder / "gtFine"
+    files = sorted(folder.rglob(f"*{POLYGONS}"))
+    if not files:
+        print(f"no file *{POLYGONS} below {folder}: unpack IDD there (see datasets/README.md)", file=sys.stderr)
+        return 1
+    jobs = [Job(str(path).removesuffix(POLYGONS) + LABELS, str(path)) for path in files]
+    return convert_files(jobs, draw, options, "IDD polygons")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
