@@ -4,7 +4,7 @@
 Examples::
 
     python tools/draw_toy.py                              # into the data root: $DETECTRON2_DATASETS or ./datasets
-    python tools/draw_toy.py --images 8 --size 64x128 --root /tmp/small --picture toy.png
+    python tools/draw_toy.py --images 8 --size 64x128 --root small --picture toy.png
 """
 
 from __future__ import annotations
