@@ -17,9 +17,9 @@ from detectron2.data.catalog import Metadata
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
+from ..atomic_file import write_atomically
 from ..data.reader import label_path, read_image, read_local_label
 from . import confusion, pictures
-from .atomic_file import write_atomically
 from .confusion_plot import confusion_plot
 from .official import OfficialRule, build_rule
 

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .atomic_file import write_atomically
+from ..atomic_file import write_atomically
 
 __all__ = ["color_map", "comparison", "distinct_colors", "overlay", "save", "spread"]
 

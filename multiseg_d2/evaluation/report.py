@@ -15,8 +15,8 @@ from typing import Any
 from detectron2.data import MetadataCatalog
 from rich.console import Console
 
+from ..atomic_file import write_atomically
 from . import confusion
-from .atomic_file import write_atomically
 from .evaluator import rule_of
 from .report_tables import dataset_tables, markdown, summary_table
 
