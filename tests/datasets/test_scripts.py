@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from multiseg_d2.data.spec import load_spec, packaged_specs
+
 FOLDER = Path(__file__).resolve().parent.parent.parent / "datasets"
 
 
@@ -31,3 +33,29 @@ def test_a_script_runs_from_any_folder(tmp_path):
 def test_nothing_there_is_said(script, name, tmp_path, capsys):
     assert script(f"prepare_{name}").main(["--root", str(tmp_path)]) == 1
     assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_readme_names_every_spec_folder_and_number():
+    text = (FOLDER / "README.md").read_text()
+    for name in packaged_specs():
+        assert f"`{name}`" in text, name
+        if name.startswith("toy_"):
+            continue
+        for split in load_spec(name).splits.values():
+            top = {pattern.split("/")[0] for pattern in (*split.images, *split.labels)}
+            assert all(f"── {folder}/" in text for folder in top), top
+            assert split.count is None or str(split.count) in text, split.catalog
+    for script_file in FOLDER.glob("*.py"):
+        assert script_file.name in text
+
+
+def test_readme_commands_parse(script, capsys):
+    """Every command of the README is understood (with --help, so that nothing is done)."""
+    text = (FOLDER / "README.md").read_text()
+    commands = [line.split("#")[0].split() for line in text.splitlines() if line.startswith("python datasets/")]
+    assert len(commands) > 10
+    for _, path, *arguments in commands:
+        module = script(Path(path).stem)
+        with pytest.raises(SystemExit) as ended:
+            module.main([*arguments, "--help"])
+        assert ended.value.code == 0
