@@ -27,7 +27,7 @@ __all__ = ["AtomicCheckpointer"]
 
 logger = logging.getLogger(__name__)
 
-_PERIODIC = re.compile(r"model_\d{7,}\.pth")
+_PERIODIC = re.compile(r"model_\d{7,}\.pth")  # as Detectron2 names them
 
 
 class AtomicCheckpointer(DetectionCheckpointer):
@@ -59,7 +59,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.run = dict(run or {})
         self.keep = keep
-        self._not_ours = {path.name for path in self._files()}  # until resumed: an earlier run's, never deleted
+        self._own: list[str] = []  # periodic checkpoints of this run, oldest first: those of others are not deleted
 
     def save(self, name: str, **extra: Any) -> None:
         """Writes ``<name>.pth`` and makes it the last checkpoint; returns on all processes when it is on disk.
@@ -72,15 +72,16 @@ class AtomicCheckpointer(DetectionCheckpointer):
             CheckpointError: it could not be written; the message has the bytes needed. Older files are untouched.
         """
         if self.save_dir and self.save_to_disk:
-            content = {"model": dict(self.model.state_dict()), "run": self.run}
+            path = Path(self.save_dir, f"{name}.pth")
+            self._own = [own for own in self._own if own != path.name]
+            self._own += [path.name] if _PERIODIC.fullmatch(path.name) else []
+            content = {"model": dict(self.model.state_dict()), "run": self.run, "kept": self._own}
             content.update((key, item.state_dict()) for key, item in self.checkpointables.items())
             content.update(extra)
-            path = Path(self.save_dir, f"{name}.pth")
             self._remove_leftovers()
             write_checkpoint(path, content)
             self.tag_last_checkpoint(path.name)
             logger.info("saved checkpoint %s", path)
-            self._not_ours.discard(path.name)
             self._remove_old()
         comm.synchronize()
 
@@ -157,8 +158,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
         self.model.load_state_dict(content.pop("model"))
         for key, item in self.checkpointables.items():
             item.load_state_dict(content.pop(key))
-        self.run = content["run"]
-        self._not_ours.clear()
+        self.run, self._own = content["run"], content.pop("kept", [])
         logger.info("resumed from %s", path)
         return content
 
@@ -181,6 +181,6 @@ class AtomicCheckpointer(DetectionCheckpointer):
             path.unlink(missing_ok=True)
 
     def _remove_old(self) -> None:
-        periodic = [p for p in self._files() if _PERIODIC.fullmatch(p.name) and p.name not in self._not_ours]
-        for path in periodic[self.keep :]:
-            path.unlink(missing_ok=True)
+        for name in self._own[: -self.keep]:
+            Path(self.save_dir, name).unlink(missing_ok=True)
+        self._own = self._own[-self.keep :]

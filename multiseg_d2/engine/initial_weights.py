@@ -113,13 +113,24 @@ def _class_problems(trained: Mapping[str, list[str]], own: Mapping[str, list[str
 
 def _norm_problems(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
     """Norms per dataset read into plain ones: their plain keys hold what training began with, not what it learned."""
-    if any(".branches." in key for key in own) or not any(".branches." in key for key in state):
+    datasets = _norm_datasets(state)
+    if not datasets or _norm_datasets(own):
         return []
-    datasets = sorted({key.split(".branches.", 1)[1].split(".", 1)[0] for key in state if ".branches." in key})
     return [
         f"it has norms per dataset ({', '.join(datasets)}), the model has plain ones: set MODEL.DATASET_NORM.ENABLED, "
         "or make a model of one dataset first (modeling.norm_conversion.single_dataset_model)"
     ]
+
+
+def _norm_datasets(state: Mapping[str, Tensor]) -> list[str]:
+    """Datasets that have a branch in the norms: their keys beside the plain ones of the same norm."""
+    found = set()
+    for key in state:
+        norm, branches, rest = key.rpartition(".branches.")
+        dataset, _, entry = rest.partition(".")
+        if branches and f"{norm}.{entry}" in state:
+            found.add(dataset)
+    return sorted(found)
 
 
 def _shape_problems(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:

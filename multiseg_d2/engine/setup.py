@@ -13,7 +13,7 @@ from detectron2.utils.logger import setup_logger
 from multiseg_d2.data.register import register_from_config
 
 from .config_check import check_config
-from .config_file import load_config
+from .config_file import ConfigError, load_config
 from .signals import EXIT_STOPPED
 
 __all__ = ["argument_parser", "setup"]
@@ -52,11 +52,13 @@ def setup(args: argparse.Namespace) -> CfgNode:
         The frozen config.
 
     Raises:
-        ConfigError: the config cannot be meant as it stands.
-        RegistrationError: it names a dataset that is not registered.
+        ConfigError: the config, or a dataset spec that it names, cannot be meant as it stands.
     """
     cfg = load_config(args.config_file, args.opts)
-    register_from_config(cfg)
+    try:
+        register_from_config(cfg)
+    except ValueError as problem:  # of a spec, a taxonomy or a name: the message says where
+        raise ConfigError(str(problem)) from problem
     wanted = cfg.MODEL.DEVICE
     cfg.MODEL.DEVICE = _device(wanted, args.num_gpus)
     check_config(cfg, comm.get_world_size(), args.eval_only)
