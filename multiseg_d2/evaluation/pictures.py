@@ -26,7 +26,7 @@ _IGNORED_COLOR = (0, 0, 0)
 _ERROR_COLOR = (230, 25, 40)
 _PAPER, _INK = (255, 255, 255), (20, 20, 20)
 _MARGIN, _HEADING, _TEXT = 8, 22, 14
-_TILE = (360, 760)  # shortest and longest wanted width of a panel
+_TILE = (480, 760)  # shortest and longest wanted width of a panel
 
 
 def spread(length: int, number: int) -> list[int]:
@@ -110,7 +110,7 @@ def comparison(
     size = _tile_size(*image.shape[:2])
     photo = _resize(image, size)
     panels = {"image": photo}
-    scaled = {heading: _resize(ids, size, cv2.INTER_NEAREST) for heading, ids in maps.items()}
+    scaled = {heading: _resize(ids, size, nearest=True) for heading, ids in maps.items()}
     for heading, ids in scaled.items():
         panels[heading] = _label_panel(photo, ids, classes, colors)
     truth, prediction = maps.get("ground truth"), maps.get("prediction")
@@ -138,11 +138,11 @@ def _tile_size(height: int, width: int) -> tuple[int, int]:
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def _resize(array: np.ndarray, size: tuple[int, int], how: int | None = None) -> np.ndarray:
+def _resize(array: np.ndarray, size: tuple[int, int], nearest: bool = False) -> np.ndarray:
     if array.shape[:2] == size:
         return array
-    smaller = size[0] < array.shape[0]
-    return cv2.resize(array, size[::-1], interpolation=how or (cv2.INTER_AREA if smaller else cv2.INTER_CUBIC))
+    smooth = cv2.INTER_AREA if size[0] < array.shape[0] else cv2.INTER_CUBIC
+    return cv2.resize(array, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT if nearest else smooth)
 
 
 def _label_panel(photo: np.ndarray, ids: np.ndarray, classes: Sequence[str], colors: np.ndarray) -> np.ndarray:
@@ -222,11 +222,9 @@ def _page(panels: Mapping[str, np.ndarray], entries: list, title: str) -> np.nda
 
 
 def _columns(panels: int, width: int, height: int) -> int:
-    """The number of columns that brings the page closest to the shape of a screen."""
-    return min(
-        range(1, panels + 1),
-        key=lambda n: (abs(math.log(n * width / (math.ceil(panels / n) * height) / 1.7)), n),
-    )
+    """The number of columns, of those that fill all rows, that brings the page closest to the shape of a screen."""
+    full = [n for n in range(1, panels + 1) if panels % n == 0]
+    return min(full, key=lambda n: abs(math.log(n * width / (panels // n * height) / 2.2)))
 
 
 def _legend_places(names: Sequence[str], width: int) -> tuple[list[tuple[int, int]], int]:

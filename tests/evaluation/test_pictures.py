@@ -63,7 +63,7 @@ def test_comparison_shows_classes_and_errors_where_they_are():
     truth[:20] = 255
     prediction = np.zeros((100, 200), np.uint8)  # the right half is wrong
     page = pictures.comparison(image, {"ground truth": truth, "prediction": prediction}, CLASSES, COLORS)
-    height, width = 180, 360  # of a panel: enlarged to a readable size
+    height, width = 240, 480  # of a panel: enlarged to a readable size
     margin, heading = pictures._MARGIN, pictures._HEADING
 
     def panel(row, column):
@@ -77,11 +77,24 @@ def test_comparison_shows_classes_and_errors_where_they_are():
 
     photo, shown_truth, shown_prediction, errors = (panel(r, c) for r in (0, 1) for c in (0, 1))
     assert (photo == 128).all()
-    assert is_mostly(shown_truth[150, 40], 0) and is_mostly(shown_truth[150, 320], 1)
+    assert is_mostly(shown_truth[200, 40], 0) and is_mostly(shown_truth[200, 440], 1)
     assert shown_truth[10, 40].max() < 60  # ignored
-    assert is_mostly(shown_prediction[150, 320], 0)
-    assert np.ptp(errors[150, 40]) == 0 and errors[150, 320, 0] > 2 * errors[150, 320, 1]  # grey, red
-    assert errors[10, 320].max() < 60  # nothing is scored there
+    assert is_mostly(shown_prediction[200, 440], 0)
+    assert np.ptp(errors[200, 40]) == 0 and errors[200, 440, 0] > 2 * errors[200, 440, 1]  # grey, red
+    assert errors[10, 440].max() < 60  # nothing is scored there
+
+
+@pytest.mark.parametrize("size", [(90, 170), (900, 1700)])
+def test_ids_are_never_mixed(size):
+    """Between red (0) and blue (2) there is no green (1), whether a map is enlarged or reduced."""
+    image = np.full((*size, 3), 128, np.uint8)
+    ids = np.zeros(size, np.uint8)
+    ids[size[0] // 3 :, size[1] // 3 :] = 2
+    ids[2 * size[0] // 3 :] = 255
+    page = pictures.comparison(image, {"label": ids}, [""] * 3, COLORS).astype(int)
+    top = page[: page.shape[0] - 40]  # without the legend
+    assert not (top[..., 1] > top[..., [0, 2]].max(-1) + 10).any()
+    assert (top[..., 0] > top[..., 1] + 80).any() and (top[..., 2] > top[..., 1] + 80).any()
 
 
 def test_legend_lists_what_occurs_only():
