@@ -259,3 +259,11 @@ def test_model_builds_and_its_checkpoint_loads(tmp_path):
     extra = DetectionCheckpointer(model, str(tmp_path)).resume_or_load("", resume=True)
     assert extra["iteration"] == 7
     assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+
+
+def test_the_package_reports_its_environment(capsys):
+    from multiseg_d2.__main__ import main
+
+    main()
+    out = capsys.readouterr().out
+    assert torch.__version__ in out and "Detectron2" in out and "stand-ins" in out
