@@ -1,7 +1,7 @@
 """Reading and augmenting one training image: this package against Detectron2's own mapper, side by side.
 
-One 1024x2048 image and its label map are read, scaled by 0.5 to 2, cropped to 512x1024 and flipped, in one thread, as in
-a worker of a loader. The two mappers take turns, so that other load on the machine meets both. Without ``--image`` a
+One 1024x2048 image and its label map are read, scaled by 0.5 to 2, cropped to 512x1024 and flipped, in one thread, as
+in a worker of a loader. The two mappers take turns, so that other load on the machine meets both. Without ``--image`` a
 picture with the statistics of a photograph is made, since the cost of decoding depends on the content.
 
     python benchmarks/read_augment.py

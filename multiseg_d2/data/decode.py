@@ -131,7 +131,7 @@ def decode_color(file: EncodedFile, order: str = "BGR", rows: int | None = None)
             return turn(simplejpeg.decode_jpeg(file.data, order), file.orientation)
         except ValueError:
             pass  # strict about harmless oddities too: Pillow tells those from broken files
-    if file.kind == "PNG" and (rows is None or rows > 0.8 * file.height or file.orientation != 1):
+    if file.kind == "PNG" and (rows is None or rows > 0.8 * file.height):  # beyond that OpenCV is the faster one
         return turn(_opencv(file, order), file.orientation)
     return turn(_pillow_color(file, order, rows), file.orientation)
 

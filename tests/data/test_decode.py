@@ -124,6 +124,14 @@ def test_exif_orientation_turns_the_image(tmp_path, kind, orientation):
         assert np.abs(got - expected[: len(got)]).max() <= 2
 
 
+def test_a_turned_label_is_turned_like_an_image(tmp_path):
+    ids = np.arange(12).reshape(3, 4)
+    body = exif(8).removeprefix(b"Exif\0\0")
+    file = open_file(write_png(tmp_path / "a.png", ids, 8, 0, before=[chunk(b"eXIf", body)]))
+    for rows in (None, 1):
+        np.testing.assert_array_equal(decode_index(file, rows), np.rot90(ids))
+
+
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 def test_damaged_exif_data_does_not_stop_reading(tmp_path):
     Image.fromarray(photo()).save(tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff\xff")

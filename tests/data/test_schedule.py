@@ -216,6 +216,16 @@ def test_rank_slices_partition_the_step(arguments, step, world):
     assert all([d.dataset for d in part] == sorted(d.dataset for d in part) for part in parts)
 
 
+@pytest.mark.parametrize(
+    ("kind", "weights", "per_rank"), [("alternation", [], [2, 2, 2]), ("fixed", [4, 8, 0], [2, 4, 0])]
+)
+def test_every_rank_gets_an_equal_part_of_every_dataset(kind, weights, per_rank):
+    schedule = Schedule([30, 40, 50], 4, kind, weights)
+    for rank in range(2):
+        part = schedule.rank_slice(schedule.step(5), rank, 2)
+        assert [sum(d.dataset == k for d in part) for k in range(3)] == per_rank
+
+
 # ---- refused ----
 
 
