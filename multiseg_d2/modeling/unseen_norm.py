@@ -1,0 +1,182 @@
+"""A dataset that a model was not trained on: which batch norm it uses, and which classifier.
+
+CDCL leaves both open. Five answers, by ``MODEL.DATASET_NORM.UNSEEN``: the branch of the *nearest* dataset by the
+statistics of the norms' inputs, the *average* of all branches, the nearest branch with statistics *reestimate*-d on the
+unseen images, that of a *named* dataset, or an *error*. The classifier is that of the named or nearest dataset, its
+classes translated by the taxonomy, unless the head can score the wanted classes by itself.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from multiseg_d2.label_space import LabelSpace
+from multiseg_d2.yaml_file import did_you_mean
+
+from .dataset_norm import DatasetBatchNorm2d, DatasetBranchError
+from .norm_conversion import dataset_norms
+from .norm_statistics import InputStatistics, branch_distances, forward_as, own_space
+from .unseen_classes import best_covering, translated_scores
+
+__all__ = ["CHOICES", "UnseenChoice", "average_branch", "is_unseen", "unseen_dataset"]
+
+logger = logging.getLogger(__name__)
+
+#: Values of ``MODEL.DATASET_NORM.UNSEEN`` beside the names of datasets.
+CHOICES = ("error", "nearest", "average", "reestimate")
+
+
+@dataclass(frozen=True)
+class UnseenChoice:
+    """What an unseen dataset uses.
+
+    Attributes:
+        dataset: the unseen one.
+        norm: where its norm branches come from, in words.
+        classifier: dataset whose classifier scores it, where the head cannot do so by itself.
+        distances: trained dataset -> distance of the norms' inputs; empty where none was measured.
+    """
+
+    dataset: str
+    norm: str
+    classifier: str
+    distances: dict[str, float] = field(default_factory=dict)
+
+
+def is_unseen(model: nn.Module, dataset: str) -> bool:
+    """Whether a segmentor was trained without this dataset."""
+    return dataset not in model.sem_seg_head.datasets
+
+
+@contextmanager
+def unseen_dataset(
+    model: nn.Module, dataset: str, space: LabelSpace, choice: str, samples: Sequence[dict] = ()
+) -> Iterator[UnseenChoice | None]:
+    """Makes a model usable on a dataset that it was not trained on, inside the context; then it is as before.
+
+    Args:
+        model: a segmentor.
+        dataset: name of the dataset. For one that the model was trained on, nothing is done.
+        space: its label space.
+        choice: one of :data:`CHOICES`, or the name of a trained dataset.
+        samples: some images of the dataset, as a test loader gives them; labels are not looked at. Unused for a named
+            dataset.
+
+    Yields:
+        What was chosen; None for a trained dataset.
+
+    Raises:
+        DatasetBranchError: the choice is "error" or unknown, or needs images and there are none.
+    """
+    if not is_unseen(model, dataset):
+        yield None
+        return
+    trained, layers = tuple(model.sem_seg_head.datasets), [layer for _, layer in dataset_norms(model)]
+    _check(dataset, choice, trained, bool(samples) or not layers)
+    was_training = model.training
+    model.eval()
+    try:
+        if choice in trained:
+            donor, distances = choice, {}
+        elif layers:
+            distances = branch_distances(model, samples)
+            donor = min(distances, key=distances.get)
+        else:  # one batch norm for all: only the classifier is open
+            donor, distances = best_covering({name: own_space(model, name) for name in trained}, space), {}
+        norm = "shared by all datasets"
+        if layers:
+            norm = _add_branches(model, dataset, donor, choice, samples)
+        with translated_scores(model.sem_seg_head, own_space(model, donor)):
+            result = UnseenChoice(dataset, norm, donor, distances)
+            logger.info("%s was not trained on: norm %s, classifier of %s", dataset, norm, donor)
+            if distances:
+                logger.info("distances: %s", ", ".join(f"{k} {v:.3f}" for k, v in distances.items()))
+            model.train(was_training)
+            yield result
+    finally:
+        for layer in layers:
+            if dataset in layer.branches:
+                del layer.branches[dataset]
+        model.train(was_training)
+
+
+def _check(dataset: str, choice: str, trained: Sequence[str], has_images: bool) -> None:
+    known = [*CHOICES, *trained]
+    if choice == "error":
+        raise DatasetBranchError(
+            f"the model was trained on {list(trained)}, not on {dataset!r}. Which batch norm and classifier to use is "
+            f"not guessed: set MODEL.DATASET_NORM.UNSEEN to one of {known[1:]} (tools/compare_unseen.py compares them)"
+        )
+    if choice not in known:
+        raise DatasetBranchError(
+            f"MODEL.DATASET_NORM.UNSEEN is {choice!r}: choose of {known}{did_you_mean(choice, known)}"
+        )
+    if choice not in trained and not has_images:
+        raise DatasetBranchError(f"MODEL.DATASET_NORM.UNSEEN {choice!r} looks at images of {dataset!r}, and got none")
+
+
+def _add_branches(model: nn.Module, dataset: str, donor: str, choice: str, samples: Sequence[dict]) -> str:
+    """Gives every layer a branch for the dataset; returns what it is, in words."""
+    for _, layer in dataset_norms(model):
+        if choice == "average":
+            layer.branches[dataset] = average_branch(layer)
+        else:
+            layer.add_branch(dataset, donor)
+    if choice == "reestimate":
+        _reestimate(model, dataset, donor, samples)
+        return f"of {donor}, statistics of {len(samples)} of its own images"
+    if choice == "average":
+        return f"average of {', '.join(model.sem_seg_head.datasets)}"
+    return f"of {donor}"
+
+
+@torch.no_grad()
+def average_branch(layer: DatasetBatchNorm2d) -> nn.BatchNorm2d:
+    """A branch with the mean of the affine parameters, and the statistics of all datasets put together.
+
+    The variance is that of the equally weighted mixture: mean of the variances plus variance of the means.
+    """
+    branches = list(layer.branches.values())
+    result = copy.deepcopy(branches[0])
+    for entry in ("weight", "bias"):
+        if getattr(result, entry) is not None:
+            getattr(result, entry).copy_(torch.stack([getattr(b, entry) for b in branches]).mean(0))
+    means = torch.stack([b.running_mean for b in branches]).double()  # (K, C)
+    variances = torch.stack([b.running_var for b in branches]).double()
+    result.running_mean.copy_(means.mean(0))
+    result.running_var.copy_(variances.mean(0) + means.var(0, unbiased=False))
+    return result
+
+
+def _reestimate(model: nn.Module, dataset: str, donor: str, samples: Sequence[dict]) -> None:
+    """Replaces a branch's running statistics by those of images that are themselves normalised by their statistics.
+
+    What is stored is pooled over all images, so the variance between them is in it. A batch with one value per channel
+    (a pooled pyramid level of a single image) cannot be normalised by itself: there the donor's statistics serve.
+    """
+    layers = dict(dataset_norms(model))
+
+    def choose_mode(layer: DatasetBatchNorm2d, inputs: tuple[torch.Tensor, ...]) -> None:
+        layer.branches[dataset].train(inputs[0].numel() // inputs[0].shape[1] > 1)
+
+    handles = [layer.register_forward_pre_hook(choose_mode) for layer in layers.values()]
+    statistics = InputStatistics(model)
+    try:
+        with statistics.open():
+            forward_as(model, samples, dataset, own_space(model, donor))
+    finally:
+        for handle in handles:
+            handle.remove()
+    for path, layer in layers.items():
+        branch, old = layer.branches[dataset].eval(), layer.branches[donor]
+        mean, var = statistics.gaussians().get(path, (old.running_mean, old.running_var))
+        branch.running_mean.copy_(mean)
+        branch.running_var.copy_(var)
+        branch.num_batches_tracked.copy_(old.num_batches_tracked)
