@@ -13,6 +13,7 @@ from multiseg_d2.yaml_file import did_you_mean
 
 from .config_file import ConfigError
 from .solver import CLIP_TYPES, LR_SCHEDULERS, OPTIMIZERS
+from .unseen import unseen_problems
 
 __all__ = ["check_config"]
 
@@ -31,7 +32,7 @@ def check_config(cfg: CfgNode, world_size: int = 1, eval_only: bool = False) -> 
     Raises:
         ConfigError: naming every contradiction at once, one per line, each with the key to change.
     """
-    problems = [*_dataset_problems(cfg), *_test_problems(cfg, eval_only)]
+    problems = [*_dataset_problems(cfg), *_test_problems(cfg, eval_only), *unseen_problems(cfg)]
     if not eval_only:
         problems += [*_solver_problems(cfg), *_label_problems(cfg), *_norm_problems(cfg, world_size)]
         problems += [*_schedule_problems(cfg, world_size)] if cfg.DATASETS.TRAIN else []

@@ -1,0 +1,57 @@
+"""Evaluating a dataset that the model was not trained on: ``MODEL.DATASET_NORM.UNSEEN`` put into effect."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from torch import nn
+
+from multiseg_d2.data.mapper import TestMapper
+from multiseg_d2.modeling.unseen_norm import CHOICES, UnseenChoice, is_unseen, unseen_dataset
+from multiseg_d2.yaml_file import did_you_mean
+
+__all__ = ["NUM_IMAGES", "ready_for", "unseen_problems"]
+
+#: Images that are looked at, spread evenly over the set; the same on every process, so that all choose alike.
+NUM_IMAGES = 16
+
+
+@contextmanager
+def ready_for(cfg: CfgNode, model: nn.Module, catalog_name: str) -> Iterator[UnseenChoice | None]:
+    """Context in which a model can score a catalog entry, whether it was trained on its dataset or not.
+
+    Args:
+        cfg: ``MODEL.DATASET_NORM.UNSEEN`` and ``INPUT`` are used.
+        model: a segmentor, not wrapped.
+        catalog_name: the entry; labels are not looked at.
+
+    Yields:
+        What was chosen for an unseen dataset, else None.
+    """
+    metadata, choice = MetadataCatalog.get(catalog_name), cfg.MODEL.DATASET_NORM.UNSEEN
+    samples = []
+    if is_unseen(model, metadata.dataset) and choice in CHOICES[1:]:
+        dicts, mapper = DatasetCatalog.get(catalog_name), TestMapper(cfg)
+        number = min(NUM_IMAGES, len(dicts))
+        samples = [mapper(dicts[i * len(dicts) // number]) for i in range(number)]
+    with unseen_dataset(model, metadata.dataset, metadata.label_space, choice, samples) as chosen:
+        yield chosen
+
+
+def unseen_problems(cfg: CfgNode) -> Iterator[str]:
+    """What is wrong with ``MODEL.DATASET_NORM.UNSEEN``, one line each, before anything is trained."""
+    registered = set(DatasetCatalog.list())
+    trained = [MetadataCatalog.get(name).dataset for name in cfg.DATASETS.TRAIN if name in registered]
+    choice, known = cfg.MODEL.DATASET_NORM.UNSEEN, [*CHOICES, *dict.fromkeys(trained)]
+    if choice not in known:
+        yield f"MODEL.DATASET_NORM.UNSEEN is {choice!r}: choose one of {known}{did_you_mean(choice, known)}"
+    needs_choice = cfg.MODEL.DATASET_NORM.ENABLED or cfg.MODEL.SEM_SEG_HEAD.NAME == "PerDatasetHead"
+    for name in cfg.DATASETS.TEST if choice == "error" and needs_choice else ():
+        if name in registered and MetadataCatalog.get(name).dataset not in trained:
+            yield (
+                f"DATASETS.TEST: {name} is of a dataset that is not in DATASETS.TRAIN; which batch norm and classifier it "
+                f"uses is not guessed: set MODEL.DATASET_NORM.UNSEEN to one of {known[1:]}"
+            )
