@@ -1,7 +1,7 @@
 """Bytes of an image file -> pixels, fast where it matters, and never guessing what the pixels mean.
 
-JPEG goes through simplejpeg (about half of OpenCV's and a third of Pillow's time), everything else through OpenCV or
-Pillow. A PNG of which only the upper rows are wanted is decoded down to the last of them and no further.
+JPEG goes through simplejpeg (1024x2048: 5.2 ms; OpenCV 5.8, Pillow 8.6), everything else through OpenCV or Pillow. A
+PNG of which only the upper rows are wanted is decoded down to the last of them and no further.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from PIL import Image
 
 try:
     import simplejpeg
-except ImportError:  # optional: Pillow decodes the same files, about three times slower
+except ImportError:  # optional: Pillow decodes the same files, more slowly
     simplejpeg = None
 
 __all__ = ["BadFileError", "EncodedFile", "SizeMismatchError", "decode_color", "decode_index", "open_file"]

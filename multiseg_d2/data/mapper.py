@@ -100,7 +100,7 @@ class TrainMapper:
         check_sizes(file, label_file, dataset_dict)
 
         scale = draw_scale(rng, self.scale_range)
-        choose = label_file is not None and self.single_category_max_area < 1
+        choose = label_file is not None and self.crop_size is not None and self.single_category_max_area < 1
         stored = target.reader.decode(label_file) if choose else None
 
         def is_balanced(window: CropWindow) -> bool:

@@ -223,6 +223,7 @@ class KilledMapper:
     """Kills its own process, as the kernel does when memory runs out."""
 
     def __call__(self, dataset_dict, rng):
+        assert torch.utils.data.get_worker_info() is not None, "would kill the tests"
         os.kill(os.getpid(), signal.SIGKILL)
 
 
