@@ -1,0 +1,119 @@
+"""A trained model on single images, like Detectron2's ``DefaultPredictor``."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import ExitStack
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+
+from multiseg_d2.data.augment import CropWindow
+from multiseg_d2.evaluation.evaluator import predicted_labels
+from multiseg_d2.label_space import LabelSpace
+from multiseg_d2.modeling.test_time import build_test_model
+from multiseg_d2.modeling.unseen_norm import unseen_dataset
+from multiseg_d2.yaml_file import did_you_mean
+
+from .config_file import ConfigError
+from .initial_weights import load_weights
+from .trainer import Trainer
+
+__all__ = ["Predictor"]
+
+logger = logging.getLogger(__name__)
+
+
+class Predictor:
+    """Builds the model of a config, loads ``MODEL.WEIGHTS`` and labels images in one label space.
+
+    Test-time scales, mirroring and sliding windows are those of the config; an image that does not fit into memory is
+    scored in tiles.
+
+    Args:
+        cfg: a config whose datasets are registered.
+        space: dataset whose classes are wanted; "" = the only one that the model was trained on.
+        norm: trained dataset whose batch norm (and, for a space that the model has no classifier for, whose classifier,
+            translated by the taxonomy) is used; "" = that of ``space``.
+
+    Attributes:
+        space: the label space of the results.
+
+    Raises:
+        ConfigError: ``space`` or ``norm`` cannot be meant.
+        CheckpointError: the weights are missing, broken or of another model.
+    """
+
+    def __init__(self, cfg: CfgNode, space: str = "", norm: str = "") -> None:
+        self.image_format = cfg.INPUT.FORMAT
+        self._sizes = (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+        model = Trainer.build_model(_on_this_machine(cfg))
+        load_weights(model, cfg.MODEL.WEIGHTS, complete=True)
+        model.eval()
+        trained = tuple(model.sem_seg_head.datasets)
+        self.space = _label_space(space, trained, model.sem_seg_head.spaces)
+        known = self.space.name in model.sem_seg_head.spaces
+        if norm and norm not in trained:
+            raise ConfigError(f"norm {norm!r}: the model was trained on {list(trained)}{did_you_mean(norm, trained)}")
+        if not norm and self.space.name not in trained:
+            raise ConfigError(f"the model was not trained on {self.space.name!r}: choose the norm of {list(trained)}")
+        self._sample = {"dataset": norm or self.space.name, "label_space": self.space}
+        self._stack = ExitStack()
+        if not known:  # stays in place as long as the predictor
+            self._stack.enter_context(unseen_dataset(model, self.space.name, self.space, norm))
+            self._sample["dataset"] = self.space.name
+        self.model = build_test_model(cfg, model)
+
+    @torch.no_grad()
+    def __call__(self, image: np.ndarray, name: str = "an image") -> np.ndarray:
+        """Labels one image.
+
+        Args:
+            image: (H, W, 3) uint8, channels in the order of ``INPUT.FORMAT`` (``image_format``).
+            name: of the image, for messages.
+
+        Returns:
+            (H, W) uint8 local ids of ``space``.
+        """
+        height, width = image.shape[:2]
+        planes = torch.from_numpy(np.ascontiguousarray(self._resized(image).transpose(2, 0, 1)))  # (3, h, w)
+        sample = {**self._sample, "image": planes, "height": height, "width": width, "file_name": name}
+        (output,) = self.model([sample])
+        return predicted_labels(output, self.space.num_classes)
+
+    def _resized(self, image: np.ndarray) -> np.ndarray:
+        """As :class:`~multiseg_d2.data.mapper.TestMapper` does it."""
+        (height, width), (min_size, max_size) = image.shape[:2], self._sizes
+        scale = min_size / min(height, width) if min_size else 1.0
+        if min_size and max_size:
+            scale = min(scale, max_size / max(height, width))
+        out_h, out_w = (max(1, int(side * scale + 0.5)) for side in (height, width))
+        return CropWindow(0, 0, width, height, out_w, out_h).apply_image(image)
+
+
+def _on_this_machine(cfg: CfgNode) -> CfgNode:
+    if not cfg.MODEL.DEVICE.startswith("cuda") or torch.cuda.is_available():
+        return cfg
+    logger.warning("MODEL.DEVICE is %s, but there is no such device here: using the CPU", cfg.MODEL.DEVICE)
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "cpu"
+    return cfg
+
+
+def _label_space(wanted: str, trained: tuple[str, ...], known: dict[str, LabelSpace]) -> LabelSpace:
+    if not wanted and len(known) > 1:
+        raise ConfigError(f"the model knows several label spaces: choose one of {list(known)}")
+    wanted = wanted or next(iter(known))
+    if wanted in known:
+        return known[wanted]
+    entries = [MetadataCatalog.get(name) for name in MetadataCatalog.list()]
+    registered = {entry.dataset: entry.label_space for entry in entries if hasattr(entry, "label_space")}
+    if wanted not in registered:
+        raise ConfigError(
+            f"label space {wanted!r}: no such dataset is registered{did_you_mean(wanted, registered)}. The model was "
+            f"trained on {list(trained)}; all registered: {sorted(registered)}"
+        )
+    return registered[wanted]

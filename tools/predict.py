@@ -1,0 +1,248 @@
+#!/usr/bin/env python
+"""Labels a picture, a folder of pictures, a video or a registered split with a trained model.
+
+    python tools/predict.py --config-file configs/quickstart/toy.yaml --weights output/toy/model_final.pth \
+        --input street.jpg --output out --space camvid
+    python tools/predict.py ... --input folder/ --output out --ids --overlay
+    python tools/predict.py ... --input drive.mp4 --output drive_labelled.mp4
+    python tools/predict.py ... --input kitti_test --output submission --space kitti --submission
+
+One kind of picture is written to OUTPUT/<path of the input, .png>, several kinds to a folder each: OUTPUT/ids/...
+A picture that cannot be read is named, the others are done, and the exit code is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+import multiseg_d2  # noqa: F401  isort: skip  (first: it lets Detectron2 be imported)
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.logger import setup_logger
+
+from multiseg_d2.data.reader import BadFileError, read_image
+from multiseg_d2.data.register import register_from_config
+from multiseg_d2.data.spec_model import DatasetSpec
+from multiseg_d2.engine import CheckpointError, ConfigError, load_config
+from multiseg_d2.engine.predictor import Predictor
+from multiseg_d2.evaluation import pictures
+from multiseg_d2.evaluation.submission import submission_ids, submission_name
+from multiseg_d2.label_space import LabelSpace
+
+IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+VIDEOS = {".mp4": "mp4v", ".m4v": "mp4v", ".mov": "mp4v", ".mkv": "mp4v", ".avi": "MJPG", ".webm": "VP80"}
+CONSOLE = Console(stderr=True)
+
+
+class InputError(ValueError):
+    """The command line asks for something that is not there or cannot be done."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One input.
+
+    Attributes:
+        path: of the file.
+        target: path of the result below the output folder, without suffix.
+        image_id: the ``{id}`` of a registered image, "" for any other.
+    """
+
+    path: str
+    target: str
+    image_id: str = ""
+
+
+def find_pictures(source: str, output: Path) -> list[Picture]:
+    """The pictures behind ``--input``: a file, a folder with all below it, or a catalog entry."""
+    path = Path(source)
+    if path.is_file():
+        return [Picture(source, path.stem)]
+    if path.is_dir():
+        inside = output.resolve()
+        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGES and inside not in p.resolve().parents)
+        if not files:
+            raise InputError(f"{source}: no pictures ({', '.join(sorted(IMAGES))}) in this folder")
+        targets = [str(p.relative_to(path).with_suffix("")) for p in files]
+        return [  # a.jpg and a.png must not overwrite each other
+            Picture(str(p), t if targets.count(t) == 1 else f"{t}_{p.suffix[1:]}") for p, t in zip(files, targets)
+        ]
+    if source in DatasetCatalog.list():
+        records = DatasetCatalog.get(source)
+        return [Picture(r["file_name"], os.path.splitext(str(r["image_id"]))[0], str(r["image_id"])) for r in records]
+    raise InputError(f"{source}: neither a file nor a folder nor a registered split")
+
+
+def spec_of(space: LabelSpace) -> DatasetSpec:
+    """The spec that the label space was registered from."""
+    for name in MetadataCatalog.list():
+        entry = MetadataCatalog.get(name)
+        if getattr(entry, "dataset", None) == space.name:
+            return entry.spec
+    raise InputError(f"no registered dataset has the label space {space.name!r}")
+
+
+def painters(space: LabelSpace, alpha: float) -> dict[str, Callable[[np.ndarray, np.ndarray, Picture], np.ndarray]]:
+    """What each kind of result is made of: RGB image, local ids and input -> pixels."""
+    return {
+        "overlay": lambda image, ids, _: pictures.overlay(image, ids, space.colors, alpha),
+        "page": lambda image, ids, item: pictures.comparison(
+            image, {"prediction": ids}, space.classes, space.colors, os.path.basename(item.path)
+        ),
+        "colors": lambda image, ids, _: pictures.color_map(ids, space.colors),
+        "ids": lambda image, ids, _: ids,
+        "submission": lambda image, ids, _: submission_ids(ids, spec_of(space)),
+    }
+
+
+def target_path(item: Picture, kind: str, output: Path, only_kind: bool, space: LabelSpace) -> Path:
+    """Where a result goes."""
+    if only_kind and output.suffix.lower() == ".png":
+        return output
+    folder = output if only_kind else output / kind
+    if kind == "submission":
+        return folder / submission_name(item.path, spec_of(space), item.image_id or item.target)
+    return folder / f"{item.target}.png"
+
+
+def predict_pictures(
+    predictor: Predictor, items: Sequence[Picture], output: Path, kinds: list[str], alpha: float
+) -> int:
+    """Labels pictures; returns how many could not be read."""
+    paint = painters(predictor.space, alpha)
+    failed = 0
+    with progress() as bar:
+        for item in bar.track(items, description="pictures"):
+            try:
+                image = read_image(item.path, "RGB")
+            except BadFileError as error:
+                CONSOLE.print(f"not labelled: {error}", style="red", markup=False)
+                failed += 1
+                continue
+            labels = predictor(image if predictor.image_format == "RGB" else image[..., ::-1], item.path)
+            for kind in kinds:
+                path = target_path(item, kind, output, len(kinds) == 1, predictor.space)
+                pictures.save(paint[kind](image, labels, item), path)
+    return failed
+
+
+def predict_video(predictor: Predictor, source: Path, target: Path, kinds: list[str], alpha: float) -> None:
+    """Labels each frame of a video; the result appears under its name when it is complete."""
+    paint = painters(predictor.space, alpha)[kinds[0]]
+    capture = cv2.VideoCapture(str(source))
+    total = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+    temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp{target.suffix}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    writer, done = None, 0
+    try:
+        with progress() as bar:
+            for frame in bar.track(frames(capture), total=total if total > 0 else None, description=source.name):
+                if writer is None:
+                    writer = open_writer(temporary, capture.get(cv2.CAP_PROP_FPS), frame.shape)
+                rgb = frame[..., ::-1]
+                labels = predictor(frame if predictor.image_format == "BGR" else rgb, f"{source} frame {done}")
+                picture = paint(rgb, labels, Picture(str(source), source.stem))
+                writer.write(np.ascontiguousarray(picture[..., ::-1]))
+                done += 1
+        if not done:
+            raise InputError(f"{source}: not a video that OpenCV can read")
+        writer.release()
+        os.replace(temporary, target)
+    finally:
+        capture.release()
+        if writer is not None:
+            writer.release()
+        temporary.unlink(missing_ok=True)
+    if 0 < done < total:
+        CONSOLE.print(f"{source}: {done} of {total} frames could be read", style="red", markup=False)
+
+
+def frames(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
+    """BGR frames until the end of a video or its first broken frame."""
+    while True:
+        good, frame = capture.read()
+        if not good:
+            return
+        yield frame
+
+
+def open_writer(path: Path, rate: float, shape: tuple[int, ...]) -> cv2.VideoWriter:
+    """A writer of colour frames of ``shape``; the codec follows from the suffix."""
+    codec = cv2.VideoWriter_fourcc(*VIDEOS[path.suffix.lower()])
+    writer = cv2.VideoWriter(str(path), codec, rate if rate > 0 else 25.0, shape[1::-1])
+    if not writer.isOpened():
+        raise InputError(f"OpenCV cannot write {path.suffix} videos here; try an output that ends in .avi")
+    return writer
+
+
+def check_output(output: Path, inputs: int, kinds: list[str], is_video: bool) -> None:
+    """Refuses what cannot be written, before the model is built."""
+    if not is_video and output.suffix.lower() == ".png" and (inputs > 1 or len(kinds) > 1):
+        raise InputError(f"--output {output} is one picture, but there are {inputs} inputs and kinds {kinds}")
+    if is_video and kinds not in (["overlay"], ["colors"]):
+        raise InputError(f"a video is written as --overlay or as --colors, not as {kinds}: video files alter ids")
+    if is_video and output.suffix.lower() not in VIDEOS:
+        raise InputError(f"--output {output}: the output of a video must end in {', '.join(VIDEOS)}")
+
+
+def progress() -> Progress:
+    """A progress bar on standard error."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=CONSOLE)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", required=True, help="the config that the model was trained with")
+    parser.add_argument("--weights", default="", help="the trained model; default: MODEL.WEIGHTS of the config")
+    parser.add_argument("--input", required=True, help="picture, folder, video or registered split (kitti_test)")
+    parser.add_argument("--output", required=True, type=Path, help="folder; or a .png, or a video for a video")
+    parser.add_argument("--space", default="", help="dataset whose classes are wanted; needed if there are several")
+    parser.add_argument("--norm", default="", help="trained dataset whose batch norm is used; default: that of --space")
+    parser.add_argument("--overlay", action="store_true", help="class colours over the picture (the default)")
+    parser.add_argument("--page", action="store_true", help="picture and prediction side by side, with a legend")
+    parser.add_argument("--colors", action="store_true", help="the dataset's class colours")
+    parser.add_argument("--ids", action="store_true", help="local ids, 8-bit grey")
+    parser.add_argument("--submission", action="store_true", help="ids and file names as the dataset's server expects")
+    parser.add_argument("--alpha", type=float, default=0.55, help="share of the class colour in overlays")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs of the config, last")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code."""
+    args = parse(argv)
+    setup_logger(name="multiseg_d2")
+    kinds = [kind for kind in ("overlay", "page", "colors", "ids", "submission") if getattr(args, kind)] or ["overlay"]
+    try:
+        cfg = load_config(args.config_file, args.opts)
+        if args.weights:
+            cfg.MODEL.WEIGHTS = args.weights
+        register_from_config(cfg)
+        source = Path(args.input)
+        is_video = source.is_file() and source.suffix.lower() in VIDEOS
+        items = [] if is_video else find_pictures(args.input, args.output)
+        output = args.output / source.name if is_video and not args.output.suffix else args.output
+        check_output(output, len(items), kinds, is_video)
+        predictor = Predictor(cfg, args.space, args.norm)
+        if not is_video:
+            return int(predict_pictures(predictor, items, output, kinds, args.alpha) > 0)
+        predict_video(predictor, source, output, kinds, args.alpha)
+        return 0
+    except (InputError, ConfigError, CheckpointError, OSError) as error:
+        CONSOLE.print(f"error: {error}", style="red", markup=False)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
