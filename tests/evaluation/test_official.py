@@ -9,10 +9,13 @@ import pytest
 from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as official_cityscapes
 from cityscapesscripts.helpers.labels import category2labels
 from cityscapesscripts.helpers.labels import labels as cityscapes_labels
+from detectron2.data import MetadataCatalog
 from PIL import Image
 
+from multiseg_d2.data.register import register_packaged
 from multiseg_d2.data.spec_model import OFFICIAL_RULES as NAMES_IN_SPECS
 from multiseg_d2.evaluation import confusion
+from multiseg_d2.evaluation.evaluator import rule_of
 from multiseg_d2.evaluation.official import OFFICIAL_RULES, build_rule
 
 EVALUATED = [label for label in cityscapes_labels if not label.ignoreInEval]
@@ -206,3 +209,28 @@ def test_coco_stuff_mean_leaves_empty_ids_out_also_of_a_182_wide_space():
 def test_a_grouping_must_name_classes():
     with pytest.raises(ValueError, match="tramway"):
         build_rule("cityscapes", CLASSES, {"category": {"vehicle": ["car", "tramway"]}})
+
+
+def packaged_entries() -> list[str]:
+    """One catalog entry of each packaged spec."""
+    first = {}
+    for name in register_packaged():
+        first.setdefault(MetadataCatalog.get(name).spec.name, name)
+    return list(first.values())
+
+
+@pytest.mark.parametrize("catalog", packaged_entries())
+def test_every_packaged_dataset_can_be_scored_by_its_rule(catalog):
+    metadata = MetadataCatalog.get(catalog)
+    rule, num_classes = rule_of(metadata), metadata.label_space.num_classes
+    if rule is None:
+        return
+    matrix = confusion.empty(num_classes)
+    matrix[:, :num_classes] = np.eye(num_classes, dtype=np.int64) * 5
+    matrix[0] += 1
+    scores = rule.score(dict.fromkeys(("plain", *rule.extra_matrices), matrix))
+    expected = {"mIoU", *(f"IoU-{name}" for name in metadata.label_space.classes)}
+    assert expected <= set(scores) and not np.isnan(list(scores.values())).any()
+    assert 0 < scores["mIoU"] < 1
+    for grouping in rule.groupings:
+        assert scores["mIoU"] != scores[f"{grouping}_mIoU"] > 0
