@@ -52,6 +52,6 @@ def unseen_problems(cfg: CfgNode) -> Iterator[str]:
     for name in cfg.DATASETS.TEST if choice == "error" and needs_choice else ():
         if name in registered and MetadataCatalog.get(name).dataset not in trained:
             yield (
-                f"DATASETS.TEST: {name} is of a dataset that is not in DATASETS.TRAIN; which batch norm and classifier it "
-                f"uses is not guessed: set MODEL.DATASET_NORM.UNSEEN to one of {known[1:]}"
+                f"DATASETS.TEST: {name} is of a dataset that is not in DATASETS.TRAIN; which batch norm and classifier "
+                f"it uses is not guessed: set MODEL.DATASET_NORM.UNSEEN to one of {known[1:]}"
             )

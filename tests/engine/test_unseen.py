@@ -1,0 +1,71 @@
+"""Evaluating an unseen dataset through the engine, and the tool that compares the choices."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from multiseg_d2.engine import Trainer, load_weights
+from multiseg_d2.engine.config_file import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def unseen_spec(tiny_root):
+    """A spec of unseen pictures whose classes are two of tiny_a's."""
+    path = tiny_root / "tiny_unseen.yaml"
+    text = (tiny_root / "tiny_c.yaml").read_text().replace("name: tiny_c", "name: tiny_unseen")
+    path.write_text(text.replace("name: black", "name: dark").replace("name: white", "name: light"))
+    return path
+
+
+@pytest.fixture
+def arguments(unseen_spec, tiny_root):
+    specs = [str(tiny_root / f"{name}.yaml") for name in ("tiny_a", "tiny_b")] + [str(unseen_spec)]
+    return ["DATASETS.TEST", "('tiny_unseen_val',)", "DATASETS.SPECS", str(specs), "DATASETS.TAXONOMY", "exact_names"]
+
+
+def test_what_is_not_decided_is_an_error_before_training(tiny_cfg, arguments):
+    with pytest.raises(ConfigError, match="tiny_unseen_val.*UNSEEN to one of.*'nearest'.*'tiny_b'"):
+        tiny_cfg(*arguments)
+    with pytest.raises(ConfigError, match="UNSEEN is 'tiny_q'"):
+        tiny_cfg(*arguments, "MODEL.DATASET_NORM.UNSEEN", "tiny_q")
+
+
+@pytest.mark.parametrize("choice", ["reestimate", "tiny_a"])
+def test_evaluation_of_an_unseen_dataset(tiny_cfg, tiny_train, arguments, tmp_path, choice):
+    options = [*arguments, "MODEL.DATASET_NORM.UNSEEN", choice, "SOLVER.MAX_ITER", 1]
+    if choice != "tiny_a":  # tiny_b's classes are none of theirs, so the classifier must be tiny_a's
+        options += ["DATASETS.TRAIN", "('tiny_a_train',)"]
+    trained = tiny_train(*options)  # evaluates at its end
+    report = json.loads((trained / "inference" / "report.json").read_text())["datasets"]["tiny_unseen_val"]
+    assert report["images"] == 5 and set(report["IoU"]) == {"dark", "light"}
+    cfg = tiny_cfg(*options, "MODEL.WEIGHTS", str(trained / "model_final.pth"), out="again")
+    model = Trainer.build_model(cfg)
+    load_weights(model, cfg.MODEL.WEIGHTS, complete=True)
+    keys = list(model.state_dict())
+    results = Trainer.test(cfg, model)
+    assert results["tiny_unseen_val"]["sem_seg"]["mIoU"] == pytest.approx(report["mIoU"])
+    assert list(model.state_dict()) == keys
+
+
+def test_the_tool_compares_the_choices(tiny_cfg, tiny_train, tiny_argv, arguments, tmp_path, capsys):
+    spec = importlib.util.spec_from_file_location("compare_unseen", ROOT / "tools" / "compare_unseen.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    options = [*arguments, "DATASETS.TRAIN", "('tiny_a_train',)", "MODEL.DATASET_NORM.UNSEEN", "nearest"]
+    weights = tiny_train(*options, "SOLVER.MAX_ITER", 1) / "model_final.pth"
+    assert tool.main(tiny_argv(*options, "MODEL.WEIGHTS", weights, out="compared")) == 0
+    shown = capsys.readouterr().out
+    rows = json.loads((tmp_path / "compared" / "unseen.json").read_text())
+    assert [row["choice"] for row in rows] == ["tiny_a", "nearest", "average", "reestimate"]
+    assert all(row["dataset"] == "tiny_unseen_val" and 0 <= row["mIoU"] <= 100 for row in rows)
+    assert rows[0]["mIoU"] == rows[1]["mIoU"] == rows[2]["mIoU"]  # one trained dataset: all the same branch
+    assert rows[1]["classifier"] == "tiny_a" and set(rows[1]["distances"]) == {"tiny_a"}
+    assert "| tiny_unseen_val | reestimate |" in (tmp_path / "compared" / "unseen.md").read_text()
+    assert "reestimate" in shown
+    assert tool.main(tiny_argv(*options, "DATASETS.TEST", "('tiny_a_val',)", "MODEL.WEIGHTS", weights)) == 2
