@@ -220,11 +220,16 @@ def predicted_labels(output: Mapping[str, Any], num_classes: int) -> np.ndarray:
             f"the scores are {tuple(scores.shape)}, but (C, H, W) with C = {num_classes} classes is needed: "
             "did the model answer in another label space?"
         )
-    if scores.device.type != "cpu":  # only the result, a byte per pixel, is copied
-        best, labels = scores.max(dim=0)
-        if torch.isnan(best).any():
-            raise ValueError(f"{int(torch.isnan(best).sum())} pixels have a score that is not a number")
-        return labels.to(torch.uint8).cpu().numpy()
+    if scores.device.type != "cpu":
+        return _argmax_on_device(scores)
     if scores.dtype not in (torch.float32, torch.float64):  # numpy has no bfloat16, and its float16 is slow
         scores = scores.float()
     return confusion.argmax(scores.numpy())
+
+
+def _argmax_on_device(scores: torch.Tensor) -> np.ndarray:
+    """As :func:`confusion.argmax`; of a GPU's tensor only the result, a byte per pixel, is copied."""
+    best, labels = scores.max(dim=0)
+    if torch.isnan(best).any():
+        raise ValueError(f"{int(torch.isnan(best).sum())} pixels have a score that is not a number")
+    return labels.to(torch.uint8).cpu().numpy()

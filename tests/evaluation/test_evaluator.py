@@ -22,6 +22,8 @@ from PIL import Image
 
 from multiseg_d2 import add_multiseg_config
 from multiseg_d2.evaluation import EvaluationError, MultiDatasetEvaluator, build_evaluator, confusion
+from multiseg_d2.evaluation import evaluator as evaluator_module
+from multiseg_d2.evaluation.evaluator import predicted_labels
 
 
 def evaluate(tiny, outputs, **kwargs):
@@ -92,6 +94,20 @@ def test_batches_and_dtypes_do_not_matter(tiny):
     assert evaluator.evaluate()["sem_seg"] == expected
     coarse = [x.bfloat16() for x in logits]
     assert evaluate(tiny, scores_of(coarse)) == evaluate(tiny, [{"sem_seg_labels": x.argmax(0)} for x in coarse])
+
+
+def test_argmax_of_a_gpu_is_that_of_the_cpu():
+    """The function that GPU tensors go through takes those of a CPU as well."""
+    scores = torch.randint(-3, 3, (200, 9, 11), generator=torch.Generator().manual_seed(0)).float()  # many ties
+    labels = evaluator_module._argmax_on_device(scores)
+    assert labels.dtype == np.uint8 and (labels == confusion.argmax(scores.numpy())).all()
+    scores[7, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match="1 pixels .* not a number"):
+        evaluator_module._argmax_on_device(scores)
+    if torch.cuda.is_available():  # there the first of equal scores is not promised
+        scores = torch.randperm(200 * 99).view(200, 9, 11).float()
+        on_gpu = predicted_labels({"sem_seg": scores.cuda()}, 200)
+        assert (on_gpu == confusion.argmax(scores.numpy())).all()
 
 
 def test_reset_forgets(tiny):
