@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from collections.abc import Iterator
 
 import cv2
 from torch.utils.data import DataLoader
 
 __all__ = ["LoaderWorkerError", "as_list", "explained", "init_worker"]
+
+_GRACE = 20  # seconds from SIGTERM to the end, if the training process does not end this one before
 
 
 class LoaderWorkerError(RuntimeError):
@@ -23,6 +27,13 @@ def as_list(samples: list[dict]) -> list[dict]:
 def init_worker(_worker_id: int) -> None:
     """Runs first in every worker process."""
     cv2.setNumThreads(0)  # one thread per worker process: more only fight over the cores
+    signal.signal(signal.SIGTERM, _end_soon)
+
+
+def _end_soon(*_signal: object) -> None:
+    """A scheduler's SIGTERM reaches every process of a job, but the training process needs this one for its last step."""
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
+    signal.alarm(_GRACE)
 
 
 def explained(loader: DataLoader) -> Iterator[list[dict]]:

@@ -72,12 +72,12 @@ class TrainStep:
         self._batches: Iterator[list[Sample]] | None = None
         self._unlabelled_batches: dict[str, int] = {}
 
-    def run(self, step: int, stop: bool = False) -> bool:
+    def run(self, step: int, wants_stop: Callable[[], bool] = lambda: False) -> bool:
         """Does step number ``step``; writes its losses to the event storage.
 
         Args:
             step: from 0.
-            stop: whether this process was asked to stop.
+            wants_stop: whether this process was asked to stop; called near the end of the step.
 
         Returns:
             Whether any process was asked to stop: the same answer on all of them.
@@ -92,14 +92,15 @@ class TrainStep:
         seed_step(self.seed, step)
         self.optimizer.zero_grad(set_to_none=True)
         losses = self._backward(samples)
-        reports = comm.all_gather(self._report(losses, samples, data_time, stop))
+        report = self._report(losses, samples)
+        reports = comm.all_gather(report | {"time": data_time, "stop": wants_stop()})
         _stop_if_not_finite(step, reports)
         self._update()
         self._write_metrics(reports, samples)
         return any(report["stop"] for report in reports)
 
-    def restart_loader(self) -> None:
-        """Makes the next step build a new loader, from that step on (the training data has changed)."""
+    def drop_loader(self) -> None:
+        """Ends the loader and its worker processes; the next step, if there is one, builds a new one from there on."""
         self.data_loader = self._batches = None
 
     def _next_batch(self, step: int) -> list[Sample]:
@@ -129,11 +130,11 @@ class TrainStep:
         average_gradients(self.parameters)
         return total
 
-    def _report(self, losses: Losses, samples: list[Sample], data_time: float, stop: bool) -> dict[str, Any]:
+    def _report(self, losses: Losses, samples: list[Sample]) -> dict[str, Any]:
         """What the other processes need to know about this one's part of the step."""
         norm = _gradient_norm(self.parameters)
         *values, norm = torch.stack([*(loss.float() for loss in losses.values()), norm]).tolist()  # the one sync point
-        report = {"losses": dict(zip(losses, values, strict=True)), "norm": norm, "time": data_time, "stop": stop}
+        report: dict[str, Any] = {"losses": dict(zip(losses, values, strict=True)), "norm": norm}
         finite = all(map(_is_finite, values)) and (self.scaler.is_enabled() or _is_finite(norm))
         if not finite:  # a float16 gradient may overflow: the scaler skips that step and lowers its scale
             report["files"] = [f"{s['dataset']}: {s.get('file_name', '?')} (draw {s.get('draw')})" for s in samples]

@@ -30,6 +30,7 @@ from .resume_checks import ResumeError, check_parameter_names, log_config_change
 from .signals import StopSignals
 from .solver import build_gradient_clipper, build_lr_scheduler, build_optimizer
 from .step import TrainStep
+from .unseen import ready_for
 
 __all__ = ["Trainer", "evaluation_dir"]
 
@@ -156,15 +157,18 @@ class Trainer(DefaultTrainer):
         self.checkpointer.run["seed"] = self.cfg.SEED
         check_plain(self.state_dict(), "the trainer's state")  # at once, not at the first checkpoint
         with self.signals:
-            return super().train()
+            try:
+                return super().train()
+            finally:
+                self._trainer.drop_loader()
 
     def run_step(self) -> None:
         """Runs one :class:`TrainStep`."""
-        self.stop_agreed = self._trainer.run(self.iter, stop=self.signals.requested)
+        self.stop_agreed = self._trainer.run(self.iter, wants_stop=lambda: self.signals.requested)
 
     def restart_loader(self) -> None:
         """Builds the training data anew before the next step (a hook has changed what is trained on)."""
-        self._trainer.restart_loader()
+        self._trainer.drop_loader()
 
     def _evaluate(self) -> dict[str, Any]:
         self._last_eval_results = self.test(self.cfg, self.model)
@@ -177,12 +181,14 @@ class Trainer(DefaultTrainer):
         Returns:
             Results by catalog name (also for a single one); empty dicts on other processes than the main one.
         """
-        broadcast(unwrapped(model).buffers())
-        model = build_test_model(cfg, unwrapped(model))
+        plain = unwrapped(model)
+        broadcast(plain.buffers())
+        model = build_test_model(cfg, plain)
         results: dict[str, Any] = {}
         for index, name in enumerate(cfg.DATASETS.TEST):
             evaluator = evaluators[index] if evaluators else cls.build_evaluator(cfg, name)
-            results[name] = inference_on_dataset(model, cls.build_test_loader(cfg, name), evaluator)
+            with ready_for(cfg, plain, name):
+                results[name] = inference_on_dataset(model, cls.build_test_loader(cfg, name), evaluator)
         if comm.is_main_process() and results:
             from multiseg_d2.evaluation.report import write_report
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import sys
 from dataclasses import dataclass
@@ -15,10 +16,18 @@ import tiny_run
 
 from multiseg_d2.engine.setup import argument_parser, setup
 
-#: A process that has everything imported and does nothing but fork: a run in a process of its own starts at once.
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tiny_run"])
 TIMEOUT = 120
+
+
+@pytest.fixture(scope="session")
+def fork_context():
+    """A process that has everything imported and does nothing but fork: a run of its own starts at once."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tiny_run"])
+    with pytest.MonkeyPatch.context() as patch:  # the server looks on its own path, and says nothing if in vain
+        patch.setenv("PYTHONPATH", os.pathsep.join([*sys.path, str(tiny_run.ROOT)]))
+        multiprocessing.forkserver.ensure_running()
+    return context
 
 
 @dataclass
@@ -82,7 +91,7 @@ def tiny_train(tiny_argv):
 
 
 @pytest.fixture
-def start(tiny_argv, tmp_path):
+def start(tiny_argv, tmp_path, fork_context):
     """Starts a tiny run in one process or several that meet as torchrun's do."""
     started: list[Started] = []
 
@@ -96,7 +105,7 @@ def start(tiny_argv, tmp_path):
             own = shared | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {})
             run.logs.append(tmp_path / f"{out}_{len(started)}_{rank}.log")
             target = (argv, own, str(run.logs[-1]))
-            run.processes.append(CONTEXT.Process(target=tiny_run.run_redirected, args=target))
+            run.processes.append(fork_context.Process(target=tiny_run.run_redirected, args=target))
             run.processes[-1].start()
         started.append(run)
         return run

@@ -211,7 +211,7 @@ def test_a_restarted_loader_goes_on_at_the_next_step():
     with EventStorage():
         for number in (4, 5):
             step.run(number)
-        step.restart_loader()
+        step.drop_loader()
         step.run(6)
     assert starts == [4, 6]
 
@@ -225,5 +225,5 @@ def test_a_loader_that_ends_is_an_error():
 
 def test_a_wish_to_stop_is_reported():
     with EventStorage():
-        assert toy_step(1.0).run(0, stop=True) is True
+        assert toy_step(1.0).run(0, wants_stop=lambda: True) is True
         assert toy_step(1.0).run(0) is False

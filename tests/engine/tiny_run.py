@@ -108,6 +108,14 @@ def send(number: int):
     return lambda _samples: os.kill(os.getpid(), number)
 
 
+def terminate_group(_samples: list[dict]) -> None:
+    """As a scheduler does: from another process, to the loader's worker processes as well."""
+    assert os.getpgrp() == os.getpid(), "only in a session of its own"
+    if os.fork() == 0:
+        os.killpg(os.getpgrp(), signal.SIGTERM)
+        os._exit(0)
+
+
 def save_half_and_die(_samples: list[dict]) -> None:
     whole = torch.save
 
@@ -125,6 +133,7 @@ FAULTS = {
     "nan": poison,
     "raise": fail,
     "term": send(signal.SIGTERM),
+    "term_all": terminate_group,
     "usr1": send(signal.SIGUSR1),
     "int": send(signal.SIGINT),
     "kill": send(signal.SIGKILL),
@@ -172,6 +181,7 @@ def main(args) -> object:
 
 def run_redirected(argv: list[str], environment: dict[str, str], log: str) -> None:
     """The program as the target of a new process, with its output in a file."""
+    os.setsid()
     target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(target, 1)
     os.dup2(target, 2)

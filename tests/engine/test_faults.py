@@ -1,0 +1,114 @@
+"""Killed, interrupted, poisoned: what a run leaves behind, and that it goes on as if nothing had been."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+from test_resume import assert_same, drawn, final_state
+
+from multiseg_d2.engine.checkpoint_file import read_checkpoint
+from multiseg_d2.engine.signals import EXIT_STOPPED
+
+KEYS = ["SOLVER.CHECKPOINT_PERIOD", "2"]
+
+
+def test_killed_while_it_wrote_a_checkpoint(start, tiny_train, tmp_path):
+    """The half-written file never gets the name of a checkpoint; the one before it is resumed."""
+    killed = start(*KEYS, fault="half_save@3")
+    assert killed.wait() == [-signal.SIGKILL]
+    out = tmp_path / "out"
+    assert [p.name for p in out.glob("*.pth")] == ["model_0000001.pth"] and list(out.glob(".*.tmp"))
+    tiny_train("--resume", *KEYS)
+    assert not list(out.glob(".*.tmp"))
+    assert_same(final_state(tiny_train(*KEYS, out="whole")), final_state(out))
+
+
+@pytest.mark.parametrize("name", ["term", "term_all", "usr1", "int"])
+def test_a_signal_ends_the_run_after_the_step_with_its_state_saved(start, tiny_train, tmp_path, name):
+    workers = ["DATALOADER.NUM_WORKERS", "2" if name == "term_all" else "0"]
+    stopped = start(*workers, fault=f"{name}@2")
+    assert stopped.wait() == [EXIT_STOPPED], stopped.text()
+    out = tmp_path / "out"
+    assert [p.name for p in out.glob("*.pth")] == ["model_0000002.pth"] and len(drawn(out)) == 3
+    assert ("Ctrl-C again" in stopped.text()) == (name == "int")
+    tiny_train("--resume", *workers)
+    assert [step for step, _ in drawn(out)] == [0, 1, 2, 3, 4, 5]
+    resumed, whole = final_state(out), final_state(tiny_train(out="whole"))
+    assert resumed.pop("kept") == ["model_0000002.pth"] and whole.pop("kept") == []
+    assert_same(whole, resumed)
+
+
+def test_a_second_interrupt_aborts(start, tmp_path):
+    aborted = start(fault="int@2,int@2")
+    assert aborted.wait() == [-signal.SIGINT], aborted.text()
+    assert not list((tmp_path / "out").glob("*.pth"))
+
+
+def test_a_poisoned_image_stops_the_run_and_is_named(start, tmp_path):
+    run = start(fault="nan@2")
+    assert run.wait() == [1]
+    _, batch = drawn(tmp_path / "out")[2]
+    assert "step 2: a loss or gradient is not finite" in run.text()
+    assert all(file in run.text() for file, _ in batch)
+    assert not list((tmp_path / "out").glob("*.pth"))
+
+
+# ---- two processes ---------------------------------------------------------------------------------------------------
+SYNC = ["MODEL.RESNETS.NORM", "SyncBN", "MODEL.SEM_SEG_HEAD.NORM", "SyncBN", "MODEL.SEM_SEG_HEAD.DROPOUT", "0.0"]
+FPN = ["MODEL.SEM_SEG_HEAD.DECODER", "FPNDecoder", "MODEL.SEM_SEG_HEAD.IN_FEATURES", "['res4', 'res5']"]
+TWO = {
+    "fused": ["SOLVER.IMS_PER_BATCH", "4"],
+    "sequential": ["SOLVER.IMS_PER_BATCH", "4", "SOLVER.STEP_MODE", "sequential"],
+    # in turns, and with one image of each: the processes hold different datasets
+    "interval": ["SOLVER.IMS_PER_BATCH", "4", "DATALOADER.INTERVAL", "2"],
+    "different datasets": [*FPN, "DATALOADER.SCHEDULE", "fixed", "DATALOADER.WEIGHTS", "(1, 1)"],
+    "different, sequential": [*FPN, "DATALOADER.SCHEDULE", "weights", "DATALOADER.WEIGHTS", "(1.0, 1.0)"]
+    + ["SOLVER.STEP_MODE", "sequential"],
+}
+
+
+@pytest.mark.parametrize("mode", TWO)
+def test_two_processes_train_as_one_with_the_same_images(start, tiny_train, tmp_path, mode):
+    keys = [*SYNC, *TWO[mode], "SOLVER.MAX_ITER", "4"]
+    two = start(*keys, processes=2, out="two")
+    assert two.wait() == [0, 0], two.text()
+    one = tiny_train(*keys, out="one")
+    drawn_by_two = [sorted(a + b) for (_, a), (_, b) in zip(drawn(tmp_path / "two", 0), drawn(tmp_path / "two", 1))]
+    assert drawn_by_two == [sorted(batch) for _, batch in drawn(one)]
+    a, b = (read_checkpoint(out / "model_final.pth") for out in (one, tmp_path / "two"))
+    for key, value in a["model"].items():
+        scale = value.float().abs().max().clamp(min=1e-2)
+        apart = (value.float() - b["model"][key].float()).abs().max() / scale
+        assert apart < 2e-3, f"{key}: {apart:.2e}"
+
+
+def test_a_poisoned_image_on_one_process_stops_both(start, tmp_path):
+    run = start("SOLVER.IMS_PER_BATCH", "4", *SYNC, fault="nan@2@1", processes=2)
+    assert run.wait() == [1, 1]
+    _, batch = drawn(tmp_path / "out", rank=1)[2]
+    for log in run.logs:  # both say whose files they were
+        text = log.read_text()
+        assert "step 2: a loss or gradient is not finite" in text and "rank 1:" in text
+        assert all(file in text for file, _ in batch)
+
+
+def test_a_signal_to_one_process_stops_both_at_the_same_step(start, tiny_train, tmp_path):
+    keys = ["SOLVER.IMS_PER_BATCH", "4", "MODEL.SEM_SEG_HEAD.DROPOUT", "0.5"]
+    run = start(*keys, fault="usr1@2@1", processes=2)
+    assert run.wait() == [EXIT_STOPPED] * 2, run.text()
+    out = tmp_path / "out"
+    assert [p.name for p in out.glob("*.pth")] == ["model_0000002.pth"]
+    assert len(drawn(out, 0)) == len(drawn(out, 1)) == 3
+    again = start("--resume", *keys, processes=2)
+    assert again.wait() == [0, 0], again.text()
+    whole = start(*keys, out="whole", processes=2)
+    assert whole.wait() == [0, 0], whole.text()
+    assert_same(final_state(tmp_path / "whole")["model"], final_state(out)["model"])  # norms not synchronised, dropout
+
+
+def test_another_number_of_processes_is_refused(start, tiny_train):
+    tiny_train("SOLVER.IMS_PER_BATCH", "4", "SOLVER.MAX_ITER", "1")
+    run = start("--resume", "SOLVER.IMS_PER_BATCH", "4", processes=2)
+    assert run.wait() == [1, 1]
+    assert "processes: 1 in the checkpoint, 2 in this run" in run.text()
