@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 
 from multiseg_d2.modeling import MultiDatasetSegmentor
@@ -113,6 +114,24 @@ def test_a_dataset_with_other_classes_of_the_same_name_is_refused(make_model, ma
     fewer = type(spaces["beta"])(**{**vars(spaces["beta"]), "classes": ("ground", "vehicle", "people")})
     with pytest.raises(UnknownLabelSpaceError, match="people"):
         model([make_sample(0, "beta", label_space=fewer)])
+
+
+def test_the_space_of_the_catalog_entry_is_the_one_that_counts(make_model, make_sample, spaces):
+    """A second spec of a trained dataset, with fewer classes: its evaluator would read the scores wrongly."""
+    space = type(spaces["beta"])(**{**vars(spaces["beta"]), "classes": ("ground", "thing", "person")})
+    MetadataCatalog.get("modeling_beta_variant").set(label_space=space, dataset="beta")
+    try:
+        with pytest.raises(UnknownLabelSpaceError, match=r"(?s)'vehicle'.*'thing'"):
+            make_model().eval()([make_sample(0, "beta", catalog="modeling_beta_variant")])
+    finally:
+        MetadataCatalog.pop("modeling_beta_variant")
+
+
+def test_an_unseen_dataset_reaches_the_head_with_its_own_space(make_model, make_sample, spaces):
+    model, asked = make_model().eval(), []
+    model.sem_seg_head.classifier_key = lambda space: asked.append(space) or "alpha"  # what a method would override
+    assert model([make_sample(0, "gamma")])[0]["sem_seg"].shape == (5, 48, 64)
+    assert asked == [spaces["gamma"]]
 
 
 @pytest.mark.parametrize(
