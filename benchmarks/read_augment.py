@@ -17,7 +17,9 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -144,6 +146,58 @@ def check(contestants: dict[str, Callable[[dict, int], dict]], dataset_dict: dic
     assert abs(means[0] - means[1]) < 40, means
 
 
+def compare(
+    contestants: dict[str, Callable[[dict, int], dict]], dataset_dict: dict, repeats: int, kind: str
+) -> dict[str, Any]:
+    """Measures the contestants, and decoding alone, on one kind of image; returns what is said about it."""
+    check(contestants, dataset_dict)
+    image, label = dataset_dict["file_name"], dataset_dict["sem_seg_file_name"]
+    runs = {name: partial(run, dataset_dict) for name, run in contestants.items()}
+    runs["decoding"] = lambda _: (decode_color(open_file(image)), decode_index(open_file(label)))
+    rows = {name: summary(times) for name, times in measure(runs, repeats, kind).items()}
+    clock, processor = (rows["Detectron2"][k] / rows["multiseg_d2"][k] for k in ("median_ms", "processor_median_ms"))
+    return {
+        "ratio": round(clock, 2),
+        "ratio_processor": round(processor, 2),
+        "image_kib": os.path.getsize(image) // 1024,
+        "label_kib": os.path.getsize(label) // 1024,
+        **rows,
+    }
+
+
+def circumstances(repeats: int) -> dict[str, Any]:
+    """What was measured, with what, on what."""
+    return {
+        "what": f"read + scale 0.5-2 + crop {CROP[0]}x{CROP[1]} + flip: {HEIGHT}x{WIDTH} image + PNG label, one thread",
+        "versions": {
+            "multiseg_d2": multiseg_d2.__version__,
+            "detectron2": detectron2.__version__,
+            "torch": torch.__version__,
+            "opencv": cv2.__version__,
+            "python": platform.python_version(),
+        },
+        "cores": os.cpu_count(),
+        "load_at_start": round(os.getloadavg()[0], 2),
+        "repeats": repeats,
+    }
+
+
+def print_table(result: dict[str, Any]) -> None:
+    """One row per kind of image."""
+    table = Table("image", "KiB", "multiseg_d2", "Detectron2", "ratio", "decoding all rows", title=result["what"])
+    cell = "{median_ms:.1f} ({quartile_1_ms:.1f}-{quartile_3_ms:.1f}); {processor_median_ms:.1f}"
+    for kind, row in result["images"].items():
+        cells = [cell.format(**row[name]) for name in ("multiseg_d2", "Detectron2", "decoding")]
+        ratios = f"{row['ratio']:.2f}x; {row['ratio_processor']:.2f}x"
+        table.add_row(kind, f"{row['image_kib']} + {row['label_kib']}", *cells[:2], ratios, cells[2])
+    notes = (
+        f"Detectron2 {result['versions']['detectron2']}, {result['repeats']} rounds in turn, load "
+        f"{result['load_at_start']} on {result['cores']} cores. Milliseconds on the clock, median (quartiles); median "
+        "of processor time."
+    )
+    Console(width=150).print(table, notes)
+
+
 def main() -> None:
     """Measures, prints the table and writes the result file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -158,49 +212,11 @@ def main() -> None:
     cv2.setNumThreads(0)
 
     contestants = mappers()
-    result = {
-        "what": f"read + scale 0.5-2 + crop {CROP[0]}x{CROP[1]} + flip: {HEIGHT}x{WIDTH} image + PNG label, one thread",
-        "versions": {
-            "multiseg_d2": multiseg_d2.__version__,
-            "detectron2": detectron2.__version__,
-            "torch": torch.__version__,
-            "opencv": cv2.__version__,
-            "python": platform.python_version(),
-        },
-        "cores": os.cpu_count(),
-        "load_at_start": round(os.getloadavg()[0], 2),
-        "repeats": args.repeats,
-        "images": {},
-    }
-    table = Table("image", "KiB", "multiseg_d2", "Detectron2", "ratio", "decoding all rows", title=result["what"])
+    result = circumstances(args.repeats)
     with tempfile.TemporaryDirectory() as folder:
-        for kind, dataset_dict in make_files(Path(folder), args.image, args.label).items():
-            check(contestants, dataset_dict)
-            image, label = dataset_dict["file_name"], dataset_dict["sem_seg_file_name"]
-            runs = {name: (lambda seed, run=run, d=dataset_dict: run(d, seed)) for name, run in contestants.items()}
-            runs["decoding"] = lambda _, i=image, j=label: (decode_color(open_file(i)), decode_index(open_file(j)))
-            rows = {name: summary(times) for name, times in measure(runs, args.repeats, kind).items()}
-            clock, processor = (
-                rows["Detectron2"][k] / rows["multiseg_d2"][k] for k in ("median_ms", "processor_median_ms")
-            )
-            sizes = [os.path.getsize(path) // 1024 for path in (image, label)]
-            result["images"][kind] = {
-                "ratio": round(clock, 2),
-                "ratio_processor": round(processor, 2),
-                "image_kib": sizes[0],
-                "label_kib": sizes[1],
-                **rows,
-            }
-            cells = [
-                "{median_ms:.1f} ({quartile_1_ms:.1f}-{quartile_3_ms:.1f}); {processor_median_ms:.1f}".format(**row)
-                for row in rows.values()
-            ]
-            table.add_row(kind, f"{sizes[0]} + {sizes[1]}", *cells[:2], f"{clock:.2f}x; {processor:.2f}x", cells[2])
-    notes = (
-        f"Detectron2 {detectron2.__version__}, {args.repeats} rounds in turn, load {result['load_at_start']} on "
-        f"{os.cpu_count()} cores. Milliseconds on the clock, median (quartiles); median of processor time."
-    )
-    Console(width=150).print(table, notes)
+        files = make_files(Path(folder), args.image, args.label)
+        result["images"] = {kind: compare(contestants, d, args.repeats, kind) for kind, d in files.items()}
+    print_table(result)
     output = Path(args.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(result, indent=2) + "\n")

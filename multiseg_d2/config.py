@@ -10,13 +10,14 @@ __all__ = ["add_multiseg_config"]
 def add_multiseg_config(cfg: CN) -> None:
     """Adds the project's keys, with their defaults, to a Detectron2 config (in place).
 
-    Nothing here repeats what a label space knows: there is no number of classes. ``tests/test_config.py`` counts the keys.
+    Nothing here repeats what a label space knows: there is no number of classes. ``tests/test_config.py`` counts the
+    keys.
     """
     # ---- Datasets -----------------------------------------------------------------------------------------------
     # Dataset spec files (YAML) to register beside the packaged ones, or names of packaged ones.
     cfg.DATASETS.SPECS = ()
-    # Universal taxonomy: "" = the packaged data/taxonomy.yaml, "exact_names" = union by exact class name (UniSeg's rule),
-    # else the path of a taxonomy file.
+    # Universal taxonomy: "" = the packaged data/taxonomy.yaml, "exact_names" = union by exact class name (UniSeg's
+    # rule), else the path of a taxonomy file.
     cfg.DATASETS.TAXONOMY = ""
     # Label-remapping baseline: name of the dataset whose label space all training labels are mapped to, "" = none.
     cfg.DATASETS.REMAP_TO = ""
@@ -64,11 +65,12 @@ def add_multiseg_config(cfg: CN) -> None:
     # Name of the trained dataset whose branch (and, where class names agree, classifier rows) initialises datasets that
     # the loaded checkpoint does not know; "" = such a dataset is an error.
     cfg.MODEL.DATASET_NORM.INIT_FROM = ""
-    # Which branch an unseen dataset uses at test time: "error", "nearest", "average", "reestimate", or a dataset's name.
+    # Which branch an unseen dataset uses at test time: "error", "nearest", "average", "reestimate", or the name of a
+    # trained dataset.
     cfg.MODEL.DATASET_NORM.UNSEEN = "error"
 
     # ---- Training (engine/) --------------------------------------------------------------------------------------
-    # Not ours: Detectron2 0.5 presets 1e-4 whatever SOLVER.WEIGHT_DECAY is; None follows it, as current Detectron2 does.
+    # Not ours: Detectron2 0.5 presets 1e-4 whatever SOLVER.WEIGHT_DECAY is; None follows it, as Detectron2 0.6 does.
     cfg.SOLVER.WEIGHT_DECAY_BIAS = None
     # "SGD" or "AdamW".
     cfg.SOLVER.OPTIMIZER = "SGD"

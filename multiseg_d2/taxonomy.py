@@ -7,8 +7,8 @@ A taxonomy file is a directed acyclic graph of named concepts::
       crosswalk:   {parents: [road], classes: {mapillary_vistas: Crosswalk - Plain}}
 
 A class of a dataset stands for the concept it is listed under (for several concepts: for their union). The *universal
-classes* are the leaves of the graph, and a dataset class covers the leaves below its concepts. So two classes are equal,
-nested, overlapping or disjoint exactly as their leaf sets are.
+classes* are the leaves of the graph, and a dataset class covers the leaves below its concepts. So two classes are
+equal, nested, overlapping or disjoint exactly as their leaf sets are.
 """
 
 from __future__ import annotations
@@ -99,9 +99,9 @@ class Taxonomy:
 
         Args:
             dataset: its name.
-            covers: class name -> concepts that the class stands for. A plain name must exist; ``prefix/name`` is made, as
-                a new leaf, if it does not. None: the class gets a leaf of its own, ``dataset/class`` (by exact name: its
-                own name), because no meaning is guessed.
+            covers: class name -> concepts that the class stands for. A plain name must exist; ``prefix/name`` is made,
+                as a new leaf, if it does not. None: the class gets a leaf of its own, ``dataset/class`` (by exact name:
+                its own name), because no meaning is guessed.
 
         Returns:
             A larger taxonomy; the leaves of this one keep their places.

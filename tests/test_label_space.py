@@ -50,7 +50,7 @@ def test_lookup_equals_a_loop_over_pixels(sets, ignore, label):
     sets = list(_disjoint(sets))
     ignore = ignore - set().union(*sets)
     table = raw_to_local_table([sorted(ids) for ids in sets], sorted(ignore))
-    meaning = {i: c for c, ids in enumerate(sets) for i in ids} | {i: IGNORE for i in ignore}
+    meaning = {i: c for c, ids in enumerate(sets) for i in ids} | dict.fromkeys(ignore, IGNORE)
     unknown = [int(v) for v in label.ravel() if int(v) not in meaning]
     if unknown:
         with pytest.raises(IllegalLabelError) as error:

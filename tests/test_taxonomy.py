@@ -114,7 +114,7 @@ def test_exact_names_give_the_published_unions(samples):
 
 
 def test_packaged_relations_agree_with_the_concept_graph(samples, packaged):
-    """Every class of the nine datasets: what it is to each Cityscapes class, against the table made by others' means."""
+    """Every class of the nine datasets: what it is to each Cityscapes class, against a table made by other means."""
     facts = json.loads((samples.parent / "datasets" / "relations.json").read_text())
     compared = 0
     for dataset, rows in facts["to_cityscapes19"].items():

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""The first run: draws the toy datasets, trains one model on three label spaces, evaluates it on each, shows where things are.
+"""The first run: draws the toy datasets, trains one model on three label spaces, evaluates it on each.
 
-Runs in a few minutes on two CPU cores and downloads nothing. What it does by hand::
+Says where everything lies. Runs in a few minutes on two CPU cores and downloads nothing. What it does by hand::
 
     python tools/draw_toy.py --root demo/datasets
     DETECTRON2_DATASETS=demo/datasets python train_net.py --config-file configs/quickstart/toy.yaml OUTPUT_DIR demo/run
@@ -29,6 +29,7 @@ def call(*command: str, data_root: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Runs the demo."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=ROOT / "demo", help="folder of everything it makes; %(default)s")
     parser.add_argument("--config-file", default="configs/quickstart/toy.yaml", help="%(default)s")

@@ -1,6 +1,8 @@
 #!/usr/bin/env python
 """Shows label spaces and how they relate.
 
+Names are those of datasets (`list` shows them); ``--specs`` registers dataset specs of your own first::
+
     python tools/label_space.py list
     python tools/label_space.py show camvid
     python tools/label_space.py relate camvid cityscapes
@@ -124,6 +126,7 @@ def _space(name: str) -> LabelSpace:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Runs the script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["list", "show", "relate", "remap", "tree"])
     parser.add_argument("names", nargs="*", metavar="DATASET")

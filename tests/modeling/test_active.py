@@ -22,9 +22,8 @@ def test_groups_are_visible_inside_only_and_nest():
 
 
 def test_an_exception_inside_does_not_leave_the_context_open():
-    with pytest.raises(KeyError):
-        with active_datasets([("a", 1)]):
-            raise KeyError("x")
+    with pytest.raises(KeyError), active_datasets([("a", 1)]):
+        raise KeyError("x")
     with pytest.raises(RuntimeError):
         current_groups()
 
