@@ -71,9 +71,7 @@ def dataset_dicts(found: Pairing, split: SplitSpec, root: str, whole: bool) -> l
     return records
 
 
-def _add_annotations(
-    records: list[dict[str, Any]], found: Pairing, split: SplitSpec, root: str, whole: bool
-) -> None:
+def _add_annotations(records: list[dict[str, Any]], found: Pairing, split: SplitSpec, root: str, whole: bool) -> None:
     """Adds to the dicts, in place, what the split knows about each image."""
     json_file = os.path.join(root, split.annotation_file)
     try:

@@ -31,7 +31,7 @@ def init_worker(_worker_id: int) -> None:
 
 
 def _end_soon(*_signal: object) -> None:
-    """A scheduler's SIGTERM reaches every process of a job, but the training process needs this one for its last step."""
+    """A scheduler's SIGTERM reaches every process of a job, but the training process needs this one for its step."""
     signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
     signal.alarm(_GRACE)
 

@@ -1,4 +1,5 @@
 """Training and evaluation runs: set-up, processes, the step, checkpoints."""
+
 from __future__ import annotations
 
 from .checkpoint import AtomicCheckpointer

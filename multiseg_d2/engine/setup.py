@@ -73,5 +73,3 @@ def setup(args: argparse.Namespace) -> CfgNode:
 def _device(wanted: str, num_gpus: int) -> str:
     usable = num_gpus > 0 and torch.cuda.is_available()
     return "cpu" if wanted.startswith("cuda") and not usable else wanted
-
-

@@ -111,6 +111,7 @@ class TrainStep:
             return next(self._batches)
         except StopIteration:
             raise RuntimeError(f"step {step}: the training data ended; a training loader goes on for ever") from None
+
     def _forward(self, model: nn.Module, samples: list[Sample]) -> Losses:
         with torch.autocast(self.device_type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
             return model(samples)
