@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -11,9 +12,19 @@ from torch import Tensor, nn
 
 from .active import current_groups, is_recomputing
 from .grouped_norm import Run, grouped_batch_norm, synchronised_batch_norm, synchronised_statistics
-from .norm_branch import has_kernel, normalise, running_update, update_running, uses_batch
+from .norm_branch import (
+    by_running,
+    has_kernel,
+    normalise,
+    normalise_by_running,
+    running_update,
+    update_running,
+    uses_batch,
+)
 
 __all__ = ["DatasetBatchNorm2d", "DatasetBranchError"]
+
+logger = logging.getLogger(__name__)
 
 _ENTRIES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
@@ -63,6 +74,7 @@ class DatasetBatchNorm2d(nn.Module):
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.affine, self.track_running_stats = affine, track_running_stats
         self.sync, self.init_from, self.path = sync, init_from, path
+        self._told_of_single = False
         plain = nn.BatchNorm2d(num_features, eps, momentum, affine, track_running_stats)
         for entry in _ENTRIES:
             value = getattr(plain, entry)
@@ -138,23 +150,26 @@ class DatasetBatchNorm2d(nn.Module):
         Raises:
             RuntimeError: no dataset is active.
             DatasetBranchError: an active dataset has no branch.
-            ValueError: the batch is not what is active, or a dataset has one value per channel.
+            ValueError: the batch is not what is active, or every dataset has one value per channel. Where only some
+                have, as happens in mixtures at pooled maps of 1 x 1, those are normalised by their running statistics.
         """
         runs = self._runs(x)
         names, branches = self.datasets, list(self.branches.values())
         if self.sync and self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             return self._synchronised(x, runs, branches)
         used = [branches[run.branch] for run in runs]
-        for run, branch in zip(runs, used):
-            if uses_batch(branch) and (run.stop - run.start) * x.shape[2] * x.shape[3] == 1:
-                raise ValueError(self._one_value(names[run.branch]))
+        area = x.shape[2] * x.shape[3]
+        single = [uses_batch(branch) and run.stop - run.start == area == 1 for run, branch in zip(runs, used)]
+        if any(single):
+            self._check_single([names[run.branch] for run, one in zip(runs, single) if one], mixed=not all(single))
         if len(runs) == 1:
             return normalise(used[0], x)
-        if runs and all(uses_batch(branch) and has_kernel(branch, x) for branch in used):
+        if not any(single) and runs and all(uses_batch(branch) and has_kernel(branch, x) for branch in used):
             update = [(None, None, 0.0) if is_recomputing() else running_update(branch) for branch in used]
             affine = [(branch.weight, branch.bias) for branch in used]
             return grouped_batch_norm(x, runs, affine, [u[:2] for u in update], [u[2] for u in update], self.eps)
-        parts = [normalise(branch, x[run.start : run.stop]) for run, branch in zip(runs, used)]
+        how = [normalise_by_running if one else normalise for one in single]
+        parts = [call(branch, x[run.start : run.stop]) for call, run, branch in zip(how, runs, used)]
         return torch.cat(parts) if parts else x
 
     def _runs(self, x: Tensor) -> list[Run]:
@@ -186,9 +201,11 @@ class DatasetBatchNorm2d(nn.Module):
         for run in runs:
             values[run.branch] = (run.stop - run.start) * x.shape[2] * x.shape[3]
         if min(values) <= 1:  # only then can a total be 1; on every process alike, so that none waits for the others
-            for name, total in zip(self.datasets, statistics[0].tolist()):
-                if total == 1:
-                    raise ValueError(self._one_value(name))
+            totals = statistics[0].tolist()
+            single = [i for i, total in enumerate(totals) if total == 1]
+            if single:
+                self._check_single([self.datasets[i] for i in single], mixed=max(totals) > 1)
+                statistics = by_running(statistics, single, branches)
         if not is_recomputing():
             for i, branch in enumerate(branches):
                 update_running(branch, *(s[i] for s in statistics))
@@ -197,11 +214,20 @@ class DatasetBatchNorm2d(nn.Module):
     def _here(self) -> str:
         return f"norm layer {self.path or '(unnamed)'}"
 
-    def _one_value(self, dataset: str) -> str:
-        return (
-            f"{self._here()}: dataset {dataset!r} needs more than 1 value per channel in a training step. Give it at "
-            "least two images per step (SOLVER.IMS_PER_BATCH, DATALOADER.WEIGHTS), or use SyncBN."
-        )
+    def _check_single(self, datasets: list[str], *, mixed: bool) -> None:
+        """One value per channel has no variance. In a mixture that happens by chance; elsewhere in every step."""
+        if not mixed:
+            raise ValueError(
+                f"{self._here()}: {datasets} need more than 1 value per channel in a training step. Give each dataset "
+                "at least two images per step (SOLVER.IMS_PER_BATCH, DATALOADER.WEIGHTS), or use SyncBN."
+            )
+        if not self._told_of_single:
+            logger.warning(
+                "%s: one value per channel of %s in a mixed step: normalised by running statistics (told once)",
+                self._here(),
+                datasets,
+            )
+            self._told_of_single = True
 
     # ---- loading ------------------------------------------------------------------------------------------------
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors) -> None:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .active import is_recomputing
 
-__all__ = ["has_kernel", "normalise", "running_update", "update_running", "uses_batch"]
+__all__ = [
+    "by_running",
+    "has_kernel",
+    "normalise",
+    "normalise_by_running",
+    "running_update",
+    "update_running",
+    "uses_batch",
+]
 
 
 def uses_batch(branch: nn.Module) -> bool:
@@ -32,6 +42,26 @@ def normalise(branch: nn.Module, x: Tensor) -> Tensor:
     return branch(x)
 
 
+def normalise_by_running(branch: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    """Batch norm as at test time, in a training step; running statistics stay as they are."""
+    return F.batch_norm(x, branch.running_mean, branch.running_var, branch.weight, branch.bias, False, 0.0, branch.eps)
+
+
+def by_running(
+    statistics: tuple[Tensor, Tensor, Tensor], chosen: Sequence[int], branches: Sequence[nn.BatchNorm2d]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Batch statistics (total, mean, variance) with the chosen branches' rows replaced by their running statistics.
+
+    Their totals become infinite: as many values as it takes for one more not to change the mean, so that the backward
+    pass finds no gradient through them.
+    """
+    total, mean, var = (s.clone() for s in statistics)
+    for i in chosen:
+        total[i] = torch.inf
+        mean[i], var[i] = branches[i].running_mean, branches[i].running_var
+    return total, mean, var
+
+
 def running_update(branch: nn.BatchNorm2d) -> tuple[Tensor | None, Tensor | None, float]:
     """Running statistics of a branch and the share of the batch in them; counts the batch."""
     if branch.running_mean is None or not branch.training:
@@ -46,10 +76,11 @@ def update_running(branch: nn.BatchNorm2d, total: Tensor, mean: Tensor, var: Ten
     """The same for statistics over all processes; a branch that none used stays bit-identical."""
     if branch.running_mean is None or not branch.training:
         return
-    used = total > 0
+    used = (total > 0) & total.isfinite()  # infinite: the running statistics themselves, see `by_running`
     branch.num_batches_tracked.add_(used)
     factor = 1.0 / branch.num_batches_tracked.clamp(min=1) if branch.momentum is None else branch.momentum
     factor = torch.where(used, factor, 0.0).to(mean.dtype)
+    total = torch.where(used, total, 1.0)
     unbiased = var * (total / (total - 1).clamp(min=1)).to(var.dtype)
     branch.running_mean.lerp_(mean.to(branch.running_mean.dtype), factor)
     branch.running_var.lerp_(unbiased.to(branch.running_var.dtype), factor)

@@ -180,13 +180,32 @@ def test_it_raises_rather_than_guesses():
     with active_datasets([("camvid", 2)]), pytest.raises(ValueError, match="3 images"):
         layer(images(3))
     with (
-        active_datasets([("camvid", 2), ("coco", 1)]),
-        pytest.raises(ValueError, match="'coco' needs more than 1 value"),
+        active_datasets([("camvid", 1), ("coco", 1)]),
+        pytest.raises(ValueError, match="'camvid', 'coco'. need more than 1 value"),
     ):
-        layer(images(3, size=(1, 1)))
+        layer(images(2, size=(1, 1)))
     layer.eval()
     with active_datasets([("coco", 1)]):
         layer(images(1, size=(1, 1)))
+
+
+def test_a_single_value_in_a_mixed_step_is_normalised_by_running_statistics(caplog):
+    """A mixture gives a dataset one image by chance; at a pooled map of 1 x 1 that has no variance."""
+    layer, plain = layer_and_plain()
+    x = images(4, size=(1, 1)).requires_grad_()
+    before = {k: v.clone() for k, v in layer.branches["coco"].state_dict().items()}
+    for _ in range(2):
+        with active_datasets([("camvid", 3), ("coco", 1)]):
+            out = layer(x)
+    camvid, coco = plain["camvid"], plain["coco"].eval()
+    camvid(x[:3])
+    torch.testing.assert_close(out, torch.cat([camvid(x[:3]), coco(x[3:])]))
+    out.square().sum().backward()
+    y = x.detach().clone().requires_grad_()
+    coco(y[3:]).square().sum().backward()
+    torch.testing.assert_close(x.grad[3], y.grad[3])
+    assert all(torch.equal(v, before[k]) for k, v in layer.branches["coco"].state_dict().items())
+    assert caplog.text.count("one value per channel of ['coco']") == 1
 
 
 @pytest.mark.parametrize("names", ["camvid", [], ["a", "a"], ["a.b"], [""], ["keys"]])

@@ -78,6 +78,7 @@ def run_rank(rank, port, folder):
         }
     results["evaluation"] = evaluate_on_one_rank_only(rank)
     results["one value"] = one_value_in_all(rank)
+    results["mixed"] = one_value_in_a_mixture(rank)
     results["ddp"] = distributed_data_parallel(rank)
     torch.save(results, f"{folder}/{rank}.pth")
     dist.barrier()
@@ -95,13 +96,28 @@ def evaluate_on_one_rank_only(rank):
 
 def one_value_in_all(rank):
     """The error reaches both ranks; neither waits for the other."""
-    groups = [("camvid", 1), ("coco", 2)] if rank == 0 else [("coco", 2)]
+    groups = [("camvid", 1)] if rank == 0 else [("coco", 1)]
     with active_datasets(groups):
         try:
             make_layer()(torch.randn(sum(n for _, n in groups), C, 1, 1))
         except ValueError as error:
             return str(error)
     return "nothing raised"
+
+
+def one_value_in_a_mixture(rank):
+    """The only camvid value of all processes is normalised by the branch's running statistics."""
+    groups = [("camvid", 1), ("coco", 2)] if rank == 0 else [("coco", 2)]
+    layer, x = make_layer(), mixture_input(rank).requires_grad_()
+    with active_datasets(groups):
+        out = layer(x)
+    (out * torch.arange(out.numel()).view_as(out)).sum().backward()
+    return {"out": out.detach(), "grad": x.grad, "state": layer.state_dict()}
+
+
+def mixture_input(rank):
+    torch.manual_seed(20 + rank)
+    return torch.randn(3 - rank, C, 1, 1)
 
 
 def make_net(sync):
@@ -203,7 +219,24 @@ def test_evaluation_needs_no_other_process(ranks):
 
 
 def test_one_value_per_channel_is_an_error_on_all_processes(ranks):
-    assert all("'camvid' needs more than 1 value per channel" in r["one value"] for r in ranks)
+    assert all("need more than 1 value per channel" in r["one value"] for r in ranks)
+
+
+def test_one_value_in_a_mixture_is_normalised_by_running_statistics(ranks):
+    fresh, got = make_layer(), ranks[0]["mixed"]
+    x = mixture_input(0)[:1].requires_grad_()
+    expected = fresh.branches["camvid"].eval()(x)
+    weights = torch.arange(got["out"].numel()).view_as(got["out"])[:1]
+    (expected * weights).sum().backward()
+    torch.testing.assert_close(got["out"][:1], expected)
+    torch.testing.assert_close(got["grad"][:1], x.grad)
+    for r in ranks:
+        for key, value in make_layer().branches["camvid"].state_dict().items():
+            assert torch.equal(r["mixed"]["state"][f"branches.camvid.{key}"], value), key
+    coco = nn.BatchNorm2d(C)
+    coco.load_state_dict(make_layer().branches["coco"].state_dict())
+    coco(torch.cat([mixture_input(0)[1:], mixture_input(1)]))
+    torch.testing.assert_close(ranks[1]["mixed"]["state"]["branches.coco.running_var"], coco.running_var)
 
 
 @pytest.mark.parametrize("sync", [True, False])
