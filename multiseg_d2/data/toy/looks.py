@@ -170,7 +170,7 @@ _RAIN = Look(
     streaks=3.0, texture=0.7, saturation=0.65, contrast=0.62, gamma=0.9, blur=0.8, noise=0.015,
 )  # fmt: skip
 
-# Lamps, lit windows and headlights as night falls; the sky is darker than the walls.
+# Lamps, lit windows and headlights as night falls.
 _NIGHT = Look(
     eye=(1.6, 2.1), focal=(0.58, 0.70), horizon=(0.38, 0.46), road=(4.5, 7.0), walk=(2.0, 3.2), storeys=(2, 6), gap=0.3,
     rates=dict(
@@ -182,11 +182,11 @@ _NIGHT = Look(
     palette=_palette(
         road=((0.44, 0.44, 0.45),), sidewalk=((0.56, 0.52, 0.50),), grass=((0.38, 0.42, 0.24),),
         wall=((0.60, 0.54, 0.48), (0.50, 0.38, 0.34), (0.62, 0.62, 0.64), (0.44, 0.44, 0.48)),
-        tree=((0.26, 0.34, 0.16), (0.38, 0.34, 0.14), (0.20, 0.30, 0.18)),
-        sky_top=((0.16, 0.18, 0.34),), sky_low=((0.40, 0.33, 0.38),),
+        tree=((0.24, 0.42, 0.16), (0.48, 0.36, 0.14), (0.18, 0.32, 0.18)),
+        sky_top=((0.36, 0.39, 0.60),), sky_low=((0.74, 0.62, 0.60),),
     ),
-    light=(0.52, 0.50, 0.60), exposure=(0.85, 1.15), slope=0.2, shadow=0.3, lamps=0.8, haze=0.008,
-    haze_color=(0.26, 0.24, 0.30), texture=1.0, saturation=0.9, contrast=1.0, gamma=0.95, blur=0.5, noise=0.022,
+    light=(0.64, 0.59, 0.64), exposure=(0.85, 1.15), slope=0.2, shadow=0.3, lamps=0.8, haze=0.008,
+    haze_color=(0.40, 0.36, 0.42), texture=1.0, saturation=0.9, contrast=1.0, gamma=0.95, blur=0.5, noise=0.022,
 )  # fmt: skip
 
 #: By name. `evening` lies between day and dusk: near enough for a model of `day` to be half right there.
