@@ -17,8 +17,8 @@ from .checkpoint_file import (
     BrokenCheckpointError,
     CheckpointError,
     read_checkpoint,
-    write_atomically,
     write_checkpoint,
+    write_whole,
 )
 from .initial_weights import load_weights
 from .resume_checks import ResumeError, differences, state_differences
@@ -88,7 +88,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Names the last checkpoint in the file ``last_checkpoint``, where Detectron2 looks for it."""
         text = last_filename_basename.encode()
-        write_atomically(Path(self.save_dir, "last_checkpoint"), lambda file: file.write(text), len(text))
+        write_whole(Path(self.save_dir, "last_checkpoint"), lambda file: file.write(text), len(text))
 
     def has_checkpoint(self) -> bool:
         """Whether the output folder has a checkpoint, readable or not. The main process's answer on all of them."""

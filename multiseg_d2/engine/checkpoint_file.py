@@ -23,7 +23,7 @@ __all__ = [
     "check_plain",
     "read_checkpoint",
     "tensor_bytes",
-    "write_atomically",
+    "write_whole",
     "write_checkpoint",
 ]
 
@@ -75,7 +75,7 @@ def tensor_bytes(value: Any) -> int:
     return 0
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], None], needed: int = 0) -> None:
+def write_whole(path: Path, write: Callable[[IO[bytes]], None], needed: int = 0) -> None:
     """Writes a file that is, at every moment, either the old one or the whole new one.
 
     Args:
@@ -140,10 +140,10 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Writes tensors and plain values as a file that ``torch.load(weights_only=True)`` reads.
 
     Raises:
-        CheckpointError: see :func:`write_atomically` and :func:`check_plain`.
+        CheckpointError: see :func:`write_whole` and :func:`check_plain`.
     """
     check_plain(content)
-    write_atomically(path, lambda file: torch.save(content, file), tensor_bytes(content))
+    write_whole(path, lambda file: torch.save(content, file), tensor_bytes(content))
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -93,6 +93,8 @@ def _unknown_keys(content: dict[str, Any], node: CfgNode, prefix: str = "") -> I
             yield from _unknown_keys(value, node[key], f"{prefix}{key}.")
         elif isinstance(node[key], CfgNode):
             yield f"{prefix}{key} is a section, not a value (it was given {value!r})"
+        elif isinstance(value, dict):
+            yield f"{prefix}{key} is a value, not a section (it was given {value!r})"
 
 
 def _suggestion(key: str) -> str:
@@ -104,7 +106,7 @@ def _suggestion(key: str) -> str:
         return f" (did you mean {', '.join(map(repr, elsewhere[:3]))}?)"
     section = key[: len(key) - len(leaf)]
     siblings = {k[len(section) :]: k for k in known if k.startswith(section) and "." not in k[len(section) :]}
-    return did_you_mean(leaf, siblings) or did_you_mean(key, known)
+    return did_you_mean(leaf, siblings)
 
 
 def _merge(cfg: CfgNode, content: dict[str, Any], path: str) -> None:

@@ -18,7 +18,7 @@ from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter
 from torch import nn
 
 from multiseg_d2.data import loader
-from multiseg_d2.evaluation.evaluator import build_evaluator
+from multiseg_d2.evaluation import build_evaluator, write_report
 from multiseg_d2.modeling.test_time import build_test_model
 
 from .checkpoint import AtomicCheckpointer
@@ -190,8 +190,6 @@ class Trainer(DefaultTrainer):
             with ready_for(cfg, plain, name):
                 results[name] = inference_on_dataset(model, cls.build_test_loader(cfg, name), evaluator)
         if comm.is_main_process() and results:
-            from multiseg_d2.evaluation.report import write_report
-
             write_report(results, evaluation_dir(cfg))
         return results
 
