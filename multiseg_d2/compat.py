@@ -8,6 +8,7 @@ name of what is missing and how to get it.
 from __future__ import annotations
 
 import importlib
+import importlib.abc
 import importlib.util
 import logging
 import sys
@@ -17,8 +18,6 @@ logger = logging.getLogger(__name__)
 
 __all__ = ["MissingDependencyError", "install", "stand_ins"]
 
-#: Modules of torchvision that Detectron2's Python files import at the top level.
-_TORCHVISION_MODULES = ("torchvision", "torchvision.ops", "torchvision.ops.boxes", "torchvision.transforms")
 _HOW_TO_GET = {
     "torchvision": "install the torchvision release that matches your torch",
     "detectron2._C": "install a compiled Detectron2 (see its INSTALL.md)",
@@ -99,22 +98,34 @@ def _why_not(module: str) -> str | None:
     return None
 
 
-def _stand_in(name: str, owner: str, reason: str) -> None:
-    module = _StandInModule(name, owner, reason)
-    module.__spec__ = importlib.util.spec_from_loader(name, loader=None)
-    sys.modules[name] = module
-    parent, _, child = name.rpartition(".")
-    if parent in sys.modules:
-        setattr(sys.modules[parent], child, module)
+class _StandInFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds the submodules of stand-ins, whichever are asked for: other libraries import more than Detectron2 does."""
+
+    def find_spec(self, name, path=None, target=None):
+        parent = sys.modules.get(name.rpartition(".")[0])
+        return importlib.util.spec_from_loader(name, self) if isinstance(parent, _StandInModule) else None
+
+    def create_module(self, spec):
+        parent = sys.modules[spec.name.rpartition(".")[0]]
+        return _StandInModule(spec.name, parent.__dict__["_owner"], parent.__dict__["_reason"])
+
+    def exec_module(self, module):
+        module.__path__ = ()
 
 
-def _stand_in_unless_works(module: str, names: tuple[str, ...]) -> None:
+def _stand_in_unless_works(module: str) -> None:
     if module in sys.modules:  # the real one, or our stand-in from an earlier call
         return
     reason = _why_not(module)
-    if reason is not None:
-        for name in names:
-            _stand_in(name, module, reason)
+    if reason is None:
+        return
+    made = sys.modules[module] = _StandInModule(module, module, reason)
+    made.__spec__ = importlib.util.spec_from_loader(module, loader=None)
+    parent, _, child = module.rpartition(".")
+    if parent in sys.modules:
+        setattr(sys.modules[parent], child, made)
+    if not any(isinstance(finder, _StandInFinder) for finder in sys.meta_path):
+        sys.meta_path.append(_StandInFinder())
 
 
 def _answer_version_queries() -> None:
@@ -151,8 +162,8 @@ def install() -> None:
         raise ImportError(
             "Detectron2 is not installed. Run `make setup`, or install it as README.md (Installation) describes."
         )
-    _stand_in_unless_works("torchvision", _TORCHVISION_MODULES)
-    _stand_in_unless_works("detectron2._C", ("detectron2._C",))
+    _stand_in_unless_works("torchvision")
+    _stand_in_unless_works("detectron2._C")
     _answer_version_queries()
     _install_pillow_names()
 

@@ -267,3 +267,15 @@ def test_the_package_reports_its_environment(capsys):
     main()
     out = capsys.readouterr().out
     assert torch.__version__ in out and "Detectron2" in out and "stand-ins" in out
+
+
+def test_other_libraries_can_be_imported_beside_the_stand_ins():
+    """A library that finds a torchvision, here torchmetrics, imports parts of it that Detectron2 does not."""
+    code = (
+        "import multiseg_d2, torchvision.models.feature_extraction as f, torchmetrics, torch\n"
+        "metric = torchmetrics.JaccardIndex(task='multiclass', num_classes=2)\n"
+        "print(float(metric(torch.tensor([0, 1, 1]), torch.tensor([0, 1, 0]))))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) == pytest.approx(0.5)
