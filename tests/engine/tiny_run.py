@@ -45,6 +45,7 @@ MODEL:
   DATASET_NORM: {{ENABLED: True}}
 SOLVER: {{IMS_PER_BATCH: 2, BASE_LR: 0.05, MAX_ITER: 6, CHECKPOINT_PERIOD: 1000}}
 DATALOADER: {{NUM_WORKERS: 0}}
+TEST: {{NUM_PICTURES: 0}}
 SEED: 7
 """
 
@@ -145,8 +146,8 @@ def ordered_faults() -> dict[int, list]:
     """Step -> what to do to the samples of this process."""
     faults: dict[int, list] = {}
     for order in filter(None, os.environ.get("TINY_FAULT", "").split(",")):
-        what, step, rank = (*order.split("@"), "0")[:3]
-        if int(rank) == comm.get_rank():
+        what, step, rank = (*order.split("@"), "0", "0")[:3]
+        if int(rank) == comm.get_rank() and what in FAULTS:
             faults.setdefault(int(step), []).append(FAULTS[what])
     return faults
 
@@ -165,6 +166,13 @@ class FaultyTrainer(Trainer):
                 drawn = [[s["file_name"], s["draw"].seed] for s in samples]
                 file.write(json.dumps([step, drawn]) + "\n")
             yield samples
+
+
+    @classmethod
+    def test(cls, cfg, model, evaluators=None):
+        if "term_in_test" in os.environ.get("TINY_FAULT", ""):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().test(cfg, model, evaluators)
 
 
 train_net.Trainer = FaultyTrainer

@@ -1,0 +1,165 @@
+"""What the trainer does around the steps: evaluation, records, hooks with a state."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import tiny_run
+import torch
+from detectron2.engine import DefaultTrainer, HookBase
+from test_resume import assert_same, drawn, final_state
+
+from multiseg_d2.engine import Trainer
+from multiseg_d2.engine.checkpoint_file import CheckpointError
+from multiseg_d2.engine.hooks import flat_numbers
+from multiseg_d2.engine.signals import EXIT_STOPPED
+
+TEST = ["DATASETS.TEST", "('tiny_a_val', 'tiny_b_val')"]
+
+
+def metrics(out) -> list[dict]:
+    return [json.loads(line) for line in (out / "metrics.json").read_text().splitlines()]
+
+
+def test_evaluation_in_between_changes_nothing(tiny_train):
+    plain = tiny_train(out="plain")
+    often = tiny_train(*TEST, "TEST.EVAL_PERIOD", "2", "SOLVER.CHECKPOINT_PERIOD", "1", out="often")
+    a, b = final_state(plain), final_state(often)
+    a.pop("kept"), b.pop("kept")
+    assert_same(a, b)
+    name = "tiny_b_val/sem_seg/mIoU"
+    scores = {line["iteration"]: line[name] for line in metrics(often) if name in line}
+    assert scores and all(0 <= score <= 100 for score in scores.values())
+    assert (often / "inference" / "report.json").exists()
+
+
+def test_eval_only_gives_the_scores_of_the_last_evaluation(tiny_train):
+    out = tiny_train(*TEST)
+    report = json.loads((out / "inference" / "report.json").read_text())
+    again = tiny_train("--eval-only", *TEST, "MODEL.WEIGHTS", str(out / "model_final.pth"), out="again")
+    assert json.loads((again / "inference" / "report.json").read_text()) == report
+    assert not list(again.glob("*.pth"))
+
+
+def test_eval_only_needs_the_weights_of_a_model(tiny_argv):
+    with pytest.raises(CheckpointError, match="MODEL.WEIGHTS is empty"):
+        tiny_run.run(tiny_argv("--eval-only", *TEST))
+
+
+def test_records_have_losses_by_dataset(tiny_train):
+    out = tiny_train("DATALOADER.INTERVAL", "2")
+    names = {name for line in metrics(out) for name in line}
+    assert {"total_loss", "lr", "data_time", "grad_norm", "loss_tiny_a", "loss_tiny_b", "loss_aux_tiny_b"} <= names
+    assert list(out.glob("events.out.tfevents.*")) and (out / "log.txt").exists() and (out / "config.yaml").exists()
+
+
+def test_without_tensorboard_it_trains_all_the_same(tiny_train, monkeypatch, caplog):
+    def missing(_folder):
+        raise ImportError("no module named tensorboard")
+
+    monkeypatch.setattr("multiseg_d2.engine.trainer.TensorboardXWriter", missing)
+    assert metrics(tiny_train("SOLVER.MAX_ITER", "1"))
+    assert any("tensorboard is not installed" in r.getMessage() for r in caplog.records)
+
+
+def test_a_signal_in_an_evaluation_does_not_wait_for_its_end(start, tiny_train, tmp_path):
+    run = start(*TEST, "TEST.EVAL_PERIOD", "4", fault="term_in_test")
+    assert run.wait() == [EXIT_STOPPED], run.text()
+    out = tmp_path / "out"
+    assert [p.name for p in out.glob("*.pth")] == ["model_0000003.pth"]
+    assert not (out / "inference" / "report.json").exists()
+    tiny_train("--resume", *TEST)
+    assert [step for step, _ in drawn(out)] == list(range(6)) and (out / "inference" / "report.json").exists()
+
+
+def test_a_stop_after_the_last_step_leaves_the_evaluation_to_the_resumed_run(start, tiny_train, tmp_path):
+    run = start(*TEST, fault="term@5")
+    assert run.wait() == [EXIT_STOPPED], run.text()
+    out = tmp_path / "out"
+    assert (out / "model_final.pth").exists() and not (out / "inference" / "report.json").exists()
+    tiny_train("--resume", *TEST)
+    assert len(drawn(out)) == 6 and (out / "inference" / "report.json").exists()
+
+
+def test_nothing_is_evaluated_after_a_failure(tiny_argv, tmp_path, monkeypatch):
+    """Also not after one in the last step, where Detectron2's hook would."""
+    monkeypatch.setenv("TINY_FAULT", "raise@5")
+    with pytest.raises(ZeroDivisionError):
+        tiny_run.run(tiny_argv(*TEST))
+    assert not (tmp_path / "out" / "inference").exists()
+
+
+class Teacher(HookBase):
+    """A running mean of the weights, as self-training has; and a round that changes the training data."""
+
+    def __init__(self):
+        self.mean = None
+
+    def after_step(self):
+        weight = self.trainer.model.state_dict()["backbone.res4.0.weight"].clone()
+        self.mean = weight if self.mean is None else 0.5 * self.mean + 0.5 * weight
+        if self.trainer.iter == 1:
+            cfg = self.trainer.cfg.clone()
+            cfg.defrost()
+            cfg.DATASETS.TRAIN = ("tiny_b_train",)
+            self.trainer.cfg = cfg
+            self.trainer.restart_loader()
+
+    def state_dict(self):
+        return {"mean": self.mean}
+
+    def load_state_dict(self, state):
+        self.mean = state["mean"]
+
+
+class TeacherTrainer(Trainer):
+    def build_hooks(self):
+        return [Teacher(), *super().build_hooks()]
+
+
+def test_a_hook_has_a_state_and_may_change_the_data(tiny_cfg):
+    trainer = TeacherTrainer(tiny_cfg("SOLVER.CHECKPOINT_PERIOD", "3"))
+    seen = []
+    trainer.model.register_forward_pre_hook(lambda _, inputs: seen.append([s["dataset"] for s in inputs[0]]))
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    assert seen[:2] == [["tiny_a"] * 2 + ["tiny_b"] * 2] * 2 and seen[2:] == [["tiny_b"] * 2] * 4
+    teacher = trainer._hooks[0]
+    again = TeacherTrainer(tiny_cfg())
+    again.resume_or_load(resume=True)
+    assert again.start_iter == 6 and torch.equal(again._hooks[0].mean, teacher.mean)
+
+
+def test_a_state_that_cannot_be_saved_is_refused_before_the_first_step(tiny_cfg):
+    class Bad(Teacher):
+        def state_dict(self):
+            return {"mean": np.float64(3.0)}
+
+    trainer = Trainer(tiny_cfg())
+    trainer.register_hooks([Bad()])
+    with pytest.raises(CheckpointError, match=r"hooks.*Bad.*mean.* is a numpy.float64"):
+        trainer.train()
+    assert trainer.iter == 0
+
+
+def test_it_is_detectron2s_trainer(tiny_cfg):
+    trainer = Trainer(tiny_cfg())
+    assert isinstance(trainer, DefaultTrainer) and trainer.data_loader is None  # built when training starts
+    assert trainer.optimizer.param_groups and trainer.model.training
+    assert trainer.max_iter == 6 and trainer.start_iter == 0
+
+
+def test_the_first_weights_depend_on_the_seed_only(tiny_cfg):
+    weights = []
+    for seed in ("5", "5", "6"):
+        torch.rand(int(seed))  # whatever was drawn before
+        weights.append(Trainer(tiny_cfg("SEED", seed)).model.state_dict()["backbone.res4.0.weight"])
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+
+
+def test_flat_numbers():
+    results = {"a_val": {"sem_seg": {"mIoU": 3, "IoU-x": math.nan, "name": "x", "on": True}}, "b_val": {}}
+    assert dict(flat_numbers(results)) == {"a_val/sem_seg/mIoU": 3.0}
