@@ -22,7 +22,8 @@ class _UniqueKeyLoader(_LOADER):  # type: ignore[misc, valid-type]
     """Safe YAML in which a key that stands twice is an error, not a silent loss of the first."""
 
     def construct_mapping(self, node, deep=False):
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        merge = "tag:yaml.org,2002:merge"  # `<<: *other`, which the base class resolves below
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != merge]
         doubles = sorted({str(key) for key in keys if keys.count(key) > 1})
         if doubles:
             raise _DoubledKeyError(f"line {node.start_mark.line + 1}: names twice: {doubles}")

@@ -10,6 +10,7 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 
 from ..label_space import IGNORE, LabelSpace, remap
+from ..yaml_file import did_you_mean
 from .label_reader import LabelReader
 
 __all__ = ["LabelTarget", "label_targets"]
@@ -66,8 +67,8 @@ def _compose(raw_to_local: np.ndarray, translation: np.ndarray) -> np.ndarray:
 
 
 def _space_of(dataset: str) -> LabelSpace:
-    for catalog in MetadataCatalog.list():
-        metadata = MetadataCatalog.get(catalog)
-        if metadata.get("dataset") == dataset:
-            return metadata.label_space
-    raise ValueError(f"DATASETS.REMAP_TO: no dataset named {dataset!r} is registered.")
+    entries = (MetadataCatalog.get(catalog) for catalog in MetadataCatalog.list())
+    spaces = {entry.dataset: entry.label_space for entry in entries if entry.get("label_space") is not None}
+    if dataset not in spaces:
+        raise ValueError(f"DATASETS.REMAP_TO: no dataset {dataset!r} is registered{did_you_mean(dataset, spaces)}.")
+    return spaces[dataset]

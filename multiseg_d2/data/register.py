@@ -73,6 +73,7 @@ def register_dataset(path_or_name: str | Path) -> list[str]:
     Raises:
         SpecError: something is wrong with the file.
         RegistrationError: the name is taken by another spec, or the classes differ from those of its ``dataset``.
+        TaxonomyError: a class covers a concept that the taxonomy does not have.
     """
     return _register(load_spec(path_or_name))
 
@@ -111,6 +112,10 @@ def use_taxonomy(choice: str = "", train: Sequence[str] = (), test: Sequence[str
 
     Returns:
         The taxonomy, with the datasets that it did not list added at its end.
+
+    Raises:
+        RegistrationError: there is no such taxonomy, or an entry is not registered.
+        TaxonomyError: something is wrong with the file, or a dataset does not fit it.
     """
     trained = {spec.dataset: spec.class_names for spec in (_spec_of(name, "train") for name in train)}
     used = tuple(dict.fromkeys((*trained, *(_spec_of(name, "test").dataset for name in test))))
@@ -119,6 +124,11 @@ def use_taxonomy(choice: str = "", train: Sequence[str] = (), test: Sequence[str
         return _state.taxonomy  # a file of the user's is read again: it may have changed
     if choice == EXACT_NAMES:
         base = Taxonomy.exact_names(trained)
+    elif choice and not Path(choice).is_file():
+        raise RegistrationError(
+            f"DATASETS.TAXONOMY: {choice!r} is neither '' (the packaged taxonomy) nor {EXACT_NAMES!r} nor a file that is "
+            f"there{did_you_mean(choice, [EXACT_NAMES])}"
+        )
     else:
         base = Taxonomy.load(choice) if choice else _packaged_taxonomy()
     _rebuild(base, used if choice else None)

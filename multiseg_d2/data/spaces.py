@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable
 
 from ..label_space import LabelSpace
-from ..taxonomy import Taxonomy
+from ..taxonomy import Taxonomy, TaxonomyError
 from .spec_model import DatasetSpec
 
 __all__ = ["label_spaces"]
@@ -29,17 +29,27 @@ def label_spaces(
         Spec name -> label space; the taxonomy, grown at its end.
 
     Raises:
-        TaxonomyError: a class is not listed, or covers a concept that does not exist.
+        TaxonomyError: a class is not listed, or covers a concept that does not exist; names the spec file.
     """
     spaces = {}
     for spec in specs:
-        dataset, classes = spec.dataset, spec.class_names
-        if dataset not in taxonomy.datasets():
-            concepts = {concept for c in spec.classes for concept in c.covers or ()}
-            fits = used is None or dataset in used or concepts <= set(taxonomy.concepts)
-            taxonomy = taxonomy.extend(dataset, {c.name: c.covers if fits else None for c in spec.classes})
-        elif dataset in base.datasets() and not base.by_name and any(c.covers for c in spec.classes):
-            logger.warning("%s: `covers` is not used: the taxonomy file lists the classes of %r", spec.path, dataset)
-        membership, main = taxonomy.membership(dataset, classes), taxonomy.main(dataset, classes)
-        spaces[spec.name] = LabelSpace(dataset, classes, spec.colors, spec.raw_to_local, membership, main)
+        try:
+            spaces[spec.name], taxonomy = _label_space(spec, base, taxonomy, used)
+        except TaxonomyError as problem:
+            raise TaxonomyError(f"{spec.path}: {problem}") from None
     return spaces, taxonomy
+
+
+def _label_space(
+    spec: DatasetSpec, base: Taxonomy, taxonomy: Taxonomy, used: tuple[str, ...] | None
+) -> tuple[LabelSpace, Taxonomy]:
+    """The label space of one spec, and the taxonomy, grown if it did not list the dataset."""
+    dataset, classes = spec.dataset, spec.class_names
+    if dataset not in taxonomy.datasets():
+        concepts = {concept for c in spec.classes for concept in c.covers or ()}
+        fits = used is None or dataset in used or concepts <= set(taxonomy.concepts)
+        taxonomy = taxonomy.extend(dataset, {c.name: c.covers if fits else None for c in spec.classes})
+    elif dataset in base.datasets() and not base.by_name and any(c.covers for c in spec.classes):
+        logger.warning("%s: `covers` is not used: the taxonomy file lists the classes of %r", spec.path, dataset)
+    membership, main = taxonomy.membership(dataset, classes), taxonomy.main(dataset, classes)
+    return LabelSpace(dataset, classes, spec.colors, spec.raw_to_local, membership, main), taxonomy

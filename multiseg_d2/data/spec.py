@@ -119,11 +119,14 @@ def _merged(path: Path, inner: tuple[Path, ...]) -> Mapping[str, Any]:
     """Content of a spec file on top of the content of the file that it extends."""
     if path.resolve() in inner:
         chain = " > ".join(str(p) for p in (*inner, path))
-        raise SpecError(f"{path}: extends: specs extend each other in a circle: {chain}")
+        raise SpecError(f"specs extend each other in a circle: {chain}")
     content = _packaged_content(path) if path.parent == _PACKAGED else _content(path)
     if "extends" not in content:
         return content
-    base = _merged(spec_path(content["extends"], path.parent), (*inner, path.resolve()))
+    try:
+        base = _merged(spec_path(content["extends"], path.parent), (*inner, path.resolve()))
+    except SpecError as problem:
+        raise SpecError(f"{path}: extends: {problem}") from None
     merged = {**base, "dataset": base.get("dataset", base["name"]), **content}
     if "dataset" not in content and _names(merged) != _names(base):
         raise SpecError(

@@ -228,8 +228,11 @@ class DatasetSpec:
             if split.annotation not in ANNOTATIONS:
                 hint = did_you_mean(split.annotation, ANNOTATIONS)
                 yield f"{key}.annotation", f"{split.annotation!r} is none of {', '.join(ANNOTATIONS)}{hint}"
+                continue
             if not split.images:
                 yield f"{key}.images", "missing"
+            if split.ids == ():
+                yield f"{key}.ids", "is empty; leave the key out to take every file"
             for pattern in (*split.images, *split.labels):
                 if pattern.count("{id}") != 1 or re.search(r"[{}]", pattern.replace("{id}", "")):
                     yield key, f"pattern {pattern!r} must hold {{id}} exactly once, and no other braces"
@@ -247,6 +250,10 @@ class DatasetSpec:
         ids = self.evaluation.submission_ids
         if ids is not None and len(ids) != len(self.classes):
             yield "evaluation.submission_ids", f"{len(ids)} ids for {len(self.classes)} classes"
+        name = self.evaluation.submission_name
+        rest = name.replace("{stem}", "").replace("{id}", "")
+        if rest == name or re.search(r"[{}]", rest):
+            yield "evaluation.submission_name", f"{name!r} must hold {{stem}} or {{id}}, and no other braces"
         for grouping, groups in self.evaluation.groupings.items():
             members = [name for names in groups.values() for name in names]
             key = f"evaluation.groupings.{grouping}"

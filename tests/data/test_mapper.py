@@ -341,7 +341,7 @@ def test_labels_boxes_and_tags_are_remapped_once(tmp_path, two_spaces):
 
 
 def test_remapping_to_an_unknown_dataset_is_an_error(two_spaces):
-    with pytest.raises(ValueError, match=r"DATASETS\.REMAP_TO.*'cityscape'"):
+    with pytest.raises(ValueError, match=r"DATASETS\.REMAP_TO.*'cityscape'.*did you mean 'cityscapes'"):
         label_targets(["fine_mapper"], "cityscape")
 
 

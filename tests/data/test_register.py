@@ -213,8 +213,9 @@ def test_classes_take_their_place_from_covers_or_get_one_of_their_own(tmp_path):
 
 def test_covers_of_nothing_that_exists(tmp_path):
     path = write(tmp_path, classes=[{"name": "street", "raw": 1, "covers": ["raod"]}])
-    with pytest.raises(TaxonomyError, match="covers 'raod', which .* does not have .*'road'"):
+    with pytest.raises(TaxonomyError, match="covers 'raod', which .* does not have .*'road'") as error:
         register_dataset(path)
+    assert str(error.value).startswith(f"{path}: ")
     assert "my_city_train" not in DatasetCatalog.list()
     register_dataset(write(tmp_path))  # nothing of the failed try is left
 
@@ -343,3 +344,10 @@ def test_register_from_config(tmp_path):
 def test_names_in_the_config_that_nobody_registered(train, test, message):
     with pytest.raises(RegistrationError, match=message):
         register_from_config(config(train, test))
+
+
+@pytest.mark.parametrize("choice", ["exact_name", "nowhere/taxonomy.yaml"])
+def test_a_taxonomy_that_is_not_there(choice):
+    with pytest.raises(RegistrationError, match=rf"DATASETS.TAXONOMY: '{choice}' is neither .* nor 'exact_names' nor"):
+        register_from_config(config(["camvid_train"], [], TAXONOMY=choice))
+    assert current_taxonomy().by_name is False

@@ -249,9 +249,15 @@ REFUSED: dict[str, tuple[dict, str]] = {
         {"evaluation": {"groupings": {"category": {"flat": ["road"], "rest": ["road", "sky"]}}}},
         "evaluation.groupings.category: 'road' is in two groups",
     ),
+    "empty list of ids": (split(ids=[]), "splits.val.ids: is empty"),
+    "file name of a submission": (
+        {"evaluation": {"submission_name": "{stm}.png"}},
+        "evaluation.submission_name: '{stm}.png' must hold {stem} or {id}, and no other braces",
+    ),
+    "one file name for all": ({"evaluation": {"submission_name": "a.png"}}, "'a.png' must hold {stem} or {id}"),
     "unknown base": (
         {"extends": "cityscape"},
-        "no packaged dataset spec is called 'cityscape' (did you mean 'cityscapes'",
+        "extends: no packaged dataset spec is called 'cityscape' (did you mean 'cityscapes'",
     ),
     "base that is not there": ({"extends": "other.yaml"}, "other.yaml: cannot be read"),
 }
@@ -262,8 +268,7 @@ def test_refused(tmp_path, changes, message):
     with pytest.raises(SpecError) as error:
         load(tmp_path, **changes)
     assert message in str(error.value)
-    if "extends" not in changes:
-        assert str(error.value).startswith(f"{tmp_path / 'spec.yaml'}: ")
+    assert str(error.value).startswith(f"{tmp_path / 'spec.yaml'}: ")
 
 
 COLOR = {
@@ -308,6 +313,20 @@ def test_refused_files(tmp_path, text, message):
     with pytest.raises(SpecError) as error:
         load_spec(write(tmp_path, text))
     assert message in str(error.value) and str(error.value).startswith(str(tmp_path / "spec.yaml"))
+
+
+def test_yaml_anchors_and_merges_save_typing(tmp_path):
+    text = """
+name: a
+classes: [{name: road, raw: 7}]
+splits:
+  train: &files {images: "train/{id}.jpg", labels: "labels/{id}.png", count: 3}
+  val: {<<: *files, images: "val/{id}.jpg"}
+"""
+    val = load_spec(write(tmp_path, text)).splits["val"]
+    assert val.images == ("val/{id}.jpg",) and val.labels == ("labels/{id}.png",) and val.count == 3
+    with pytest.raises(SpecError, match=r"line 6: names twice: \['images'\]"):
+        load_spec(write(tmp_path, text.replace('images: "val', 'images: x, images: "val')))
 
 
 def test_all_problems_are_listed_at_once(tmp_path):
