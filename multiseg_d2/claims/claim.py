@@ -8,6 +8,7 @@
     columns:
       - {label: CS val, dataset: cityscapes_val}
       - {label: BDD val, dataset: bdd100k_val, metric: official.mIoU}
+      - {label: CS test}                      # without a dataset: published only, its labels are hidden
     rows:
       - label: CDCL                           # one run fills all columns
         config: ../../configs/cdcl/cs_bdd_r18.yaml
@@ -49,7 +50,7 @@ class ClaimError(ValueError):
 
 @dataclass(frozen=True)
 class Column:
-    """One number per row: a metric of a catalog entry."""
+    """One number per row: a metric of a catalog entry. ``dataset`` "": published only (a hidden test set)."""
 
     label: str
     dataset: str
@@ -189,8 +190,8 @@ class _RowReader:
 
 
 def _column(item: Any, where: str, metric: str) -> Column:
-    item = _mapping(item, where, ("label", "dataset", "metric"), ("label", "dataset"))
-    return Column(str(item["label"]), str(item["dataset"]), str(item.get("metric", metric)))
+    item = _mapping(item, where, ("label", "dataset", "metric"), ("label",))
+    return Column(str(item["label"]), str(item.get("dataset", "")), str(item.get("metric", metric)))
 
 
 def _mapping(item: Any, where: str, known: Sequence[str], needed: Sequence[str] = ()) -> dict[str, Any]:

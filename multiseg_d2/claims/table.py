@@ -82,6 +82,8 @@ def collect(claim: Claim, jobs: Sequence[Job], failures: Mapping[str, str] | Non
         for row, labels in job.cells:
             for label in labels:
                 cell = cells[row, label]
+                if not claim.column(label).dataset:
+                    continue
                 cell.planned += 1
                 if job.record is not None:
                     cell.values[job.seed] = score(job.record.results, claim.column(label), str(job.record.folder))
@@ -110,14 +112,17 @@ def to_markdown(table: Table) -> str:
     claim, with_published = table.claim, any(cell.published is not None for cell in table.cells.values())
     heads = ["Method"]
     for column in claim.columns:
-        heads += [f"{column.label}, published", f"{column.label}, ours"] if with_published else [column.label]
+        if not with_published:
+            heads.append(column.label)
+        else:
+            heads += [f"{column.label}, published"] + [f"{column.label}, ours"] * bool(column.dataset)
     lines = [f"**{claim.title}**", "", _line(heads), _line(["---"] + ["---:"] * (len(heads) - 1))]
     for row in claim.rows:
         texts = [row.label]
         for column in claim.columns:
             cell = table.cells[row.label, column.label]
             published = "" if cell.published is None else f"{cell.published:.2f}"
-            texts += [published, cell.text()] if with_published else [cell.text()]
+            texts += [published] * with_published + [cell.text()] * bool(column.dataset or not with_published)
         lines.append(_line(texts))
     return "\n".join([*lines, "", *_notes(table, with_published)]) + "\n"
 

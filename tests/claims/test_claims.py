@@ -296,6 +296,16 @@ def test_one_run_per_column_and_published_rows(folder):
         plan(write_claim(folder, rows=[single]), folder)
 
 
+def test_a_column_with_hidden_labels_is_published_only(folder):
+    columns = [*CLAIM["columns"][:1], {"label": "hidden"}]
+    rows = [{"label": "joint", "config": "a.yaml", "published": {"hidden": 70.25}}]
+    _, table = run(write_claim(folder, columns=columns, rows=rows, seeds=[0]), folder)
+    text = to_markdown(table)
+    assert "| Method | day, published | day, ours | hidden, published |" in text
+    assert "| joint |  | 50.00 (1) | 70.25 |" in text
+    assert to_png(table).startswith(b"\x89PNG")
+
+
 # ---- mistakes in the file -------------------------------------------------------------------------------------------
 
 
@@ -312,7 +322,7 @@ def test_one_run_per_column_and_published_rows(folder):
         ({"rows": [{"label": "x", "published": {"day": "1%"}}]}, "not a number"),
         ({"rows": [{"label": "x", "config": "a.yaml"}] * 2}, "twice"),
         ({"rows": [{"label": "x", "config": "a.yaml", "overrides": ["A", 1]}]}, "overrides are a mapping"),
-        ({"columns": [{"label": "x"}]}, "lacks 'dataset'"),
+        ({"columns": [{"dataset": "toy_day_val"}]}, "lacks 'label'"),
         ({"title": ""}, "lacks 'title'"),
     ],
 )
