@@ -20,7 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from multiseg_d2.atomic_file import write_atomically
-from multiseg_d2.data.check import KINDS, SplitReport, check_splits
+from multiseg_d2.data.check import KINDS, SplitReport, check_splits, splits_on_disk
 from multiseg_d2.data.files import data_root
 from multiseg_d2.data.parallel import default_workers
 from multiseg_d2.data.spec import SpecError, SplitSpec, load_spec, packaged_specs
@@ -40,9 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SpecError as problem:
         print(problem, file=sys.stderr)
         return 2
-    reports = check_splits(splits, root, options.workers)
     if options.all:
-        reports = [report for report in reports if report.present]
+        splits = splits_on_disk(splits, root)
+    reports = check_splits(splits, root, options.workers)
     failed = show(console, reports, root, named=set(options.names))
     if options.json:
         content = {report.catalog: as_json(report, failed) for report in reports}
@@ -103,6 +103,8 @@ def show(console: Console, reports: Sequence[SplitReport], root: str, named: set
         group = [r for r in reports if r.spec_name == name and r.class_pixels.sum()]
         if group:
             console.print(pixel_shares(name, group))
+            empty = [c for c, n in zip(group[0].classes, sum(report.class_pixels for report in group)) if n == 0]
+            console.print(f"without any pixel: {escape(', '.join(empty))}" if empty else "", soft_wrap=True)
     for report in reports:
         if report.catalog in failed:
             show_problems(console, report)
@@ -145,10 +147,7 @@ def pixel_shares(name: str, reports: Sequence[SplitReport]) -> Table:
     pixels = np.stack([report.class_pixels for report in reports], axis=1)  # (256, splits)
     classes = reports[0].classes
     scored = pixels[: len(classes)]
-    empty = [classes[c] for c in np.flatnonzero(~scored.any(1))]
     table = Table(title=f"{name}: percent of the labelled pixels", title_justify="left", min_width=len(name) + 40)
-    table.caption_justify = "left"
-    table.caption = f"without any pixel: {', '.join(empty)}" if empty else None
     table.add_column("class")
     for report in reports:
         table.add_column(report.catalog, justify="right")

@@ -15,12 +15,12 @@ from .decode import BadFileError, EncodedFile, SizeMismatchError, decode_color, 
 from .files import dataset_dicts
 from .label_reader import LabelReader, UnknownSegmentError, label_path
 from .numbering import suspicion
-from .pairing import DatasetFilesError, Pairing, fixed_folders, pair_files
+from .pairing import DatasetFilesError, Pairing, any_file, fixed_folders, pair_files
 from .parallel import map_files
 from .reader import check_sizes
 from .spec_model import SplitSpec
 
-__all__ = ["KINDS", "Problem", "SplitReport", "check_splits"]
+__all__ = ["KINDS", "Problem", "SplitReport", "check_splits", "splits_on_disk"]
 
 #: What can be wrong, and the heading under which it is reported.
 KINDS = {
@@ -82,8 +82,33 @@ class SplitReport:
         return {kind: groups[kind] for kind in KINDS if kind in groups}
 
 
+def splits_on_disk(splits: Sequence[SplitSpec], root: str) -> list[SplitSpec]:
+    """The splits that lie below a data root.
+
+    Several specs read the same images with other label files (``cityscapes``, ``cityscapes_trainids``), and people have
+    one kind of them: a split without a single label file is left out if another one has some. Where none has, the first
+    stays, so that labels that are missing altogether are noticed.
+
+    Args:
+        splits: of any number of specs.
+        root: data root.
+
+    Returns:
+        Some of the splits, in their order.
+    """
+    readers: dict[tuple[str, ...], list[SplitSpec]] = defaultdict(list)  # patterns of the images -> who reads them
+    for split in splits:
+        if _has_folder(split, root):
+            readers[split.images].append(split)
+    there = set()
+    for alternatives in readers.values():
+        complete = [s for s in alternatives if s.annotation != "none" and (not s.labels or any_file(s.labels, root))]
+        there.update(split.catalog for split in complete or alternatives[:1])
+    return [split for split in splits if split.catalog in there]
+
+
 def check_splits(splits: Sequence[SplitSpec], root: str, workers: int = 1) -> list[SplitReport]:
-    """Pairs, opens and counts every file of some splits.
+    """Pairs, opens and counts every file of some splits; a file that several of them read is opened once.
 
     Args:
         splits: from ``DatasetSpec.splits``.
@@ -93,17 +118,24 @@ def check_splits(splits: Sequence[SplitSpec], root: str, workers: int = 1) -> li
     Returns:
         One report per split, in their order.
     """
-    reports, jobs = [], []
+    reports: list[SplitReport] = []
+    readers = [_reader(split) for split in splits]
+    jobs: dict[Any, tuple[int, Record]] = {}
+    owners: dict[Any, list[SplitReport]] = defaultdict(list)
     for number, split in enumerate(splits):
         report, records = _pair(split, root)
         reports.append(report)
-        jobs.extend((number, record) for record in records)
-    readers = [_reader(split) for split in splits]
-    for number, problems, raw_ids, pixels in map_files(_check_image, jobs, workers, "checking", _keep, (readers,)):
-        report = reports[number]
-        report.checked += 1
-        report.problems.extend(problems)
-        report.raw_pixels[raw_ids] += pixels
+        reading = _reading(split)
+        for record in records:
+            key = (record["file_name"], label_path(record), split.annotation_file, reading)
+            jobs.setdefault(key, (number, record))
+            owners[key].append(report)
+    results = map_files(_check_image, list(jobs.values()), workers, "checking", _keep, (readers,))
+    for key, (problems, raw_ids, pixels) in zip(jobs, results):
+        for report in owners[key]:
+            report.checked += 1
+            report.problems.extend(problems)
+            report.raw_pixels[raw_ids] += pixels
     for split, report in zip(splits, reports):
         np.add.at(report.class_pixels, split.spec.raw_to_local, report.raw_pixels)
         doubt = suspicion(split.spec, report.raw_pixels)
@@ -115,7 +147,7 @@ def check_splits(splits: Sequence[SplitSpec], root: str, workers: int = 1) -> li
 def _pair(split: SplitSpec, root: str) -> tuple[SplitReport, list[Record]]:
     """The report of a split as far as file names go, and the dataset dicts of what belongs together."""
     report = SplitReport(split.catalog, split.spec.name, split.spec.class_names, split.count)
-    report.present = any(os.path.isdir(folder) for folder in fixed_folders(split.images, root))
+    report.present = _has_folder(split, root)
     try:
         found = pair_files(split, root)
     except DatasetFilesError as problem:
@@ -139,9 +171,15 @@ def _pair(split: SplitSpec, root: str) -> tuple[SplitReport, list[Record]]:
     return report, []
 
 
-def _without_strays(found: Pairing) -> Pairing:
-    images = {i: file for i, file in found.images.items() if i not in found.without_label}
-    return Pairing(images, {i: file for i, file in found.labels.items() if i in images}, (), ())
+def _has_folder(split: SplitSpec, root: str) -> bool:
+    return any(os.path.isdir(folder) for folder in fixed_folders(split.images, root))
+
+
+def _reading(split: SplitSpec) -> int:
+    """Equal for splits whose label files are read alike: the same raw ids are known, whatever their classes."""
+    spec = split.spec
+    colors = spec.color_table()[0].tobytes() if spec.encoding == "color" else b""
+    return hash((spec.encoding, (spec.raw_to_local == ILLEGAL).tobytes(), colors))
 
 
 def _reader(split: SplitSpec) -> LabelReader | None:
@@ -160,8 +198,8 @@ def _keep(readers: list[LabelReader | None]) -> None:
     _readers[:] = readers
 
 
-def _check_image(job: tuple[int, Record]) -> tuple[int, list[Problem], np.ndarray, np.ndarray]:
-    """Decodes an image and its label: (number of the split, problems, (K,) raw ids, (K,) pixels of each)."""
+def _check_image(job: tuple[int, Record]) -> tuple[list[Problem], np.ndarray, np.ndarray]:
+    """Decodes an image and its label: (problems, (K,) raw ids, (K,) pixels of each)."""
     number, record = job
     problems: list[Problem] = []
     image = _open(record["file_name"], problems)
@@ -178,7 +216,7 @@ def _check_image(job: tuple[int, Record]) -> tuple[int, list[Problem], np.ndarra
             problems.append(Problem("size", str(problem), image.path))
     pixels = np.zeros(0, np.int64) if label is None else _count_ids(_readers[number], label, record, problems)
     raw_ids = np.flatnonzero(pixels)
-    return number, problems, raw_ids, pixels[raw_ids]
+    return problems, raw_ids, pixels[raw_ids]
 
 
 def _open(path: str, problems: list[Problem]) -> EncodedFile | None:

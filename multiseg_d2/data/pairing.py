@@ -10,7 +10,16 @@ from dataclasses import dataclass
 
 from .spec_model import SplitSpec
 
-__all__ = ["DATA_ROOT_VARIABLE", "DatasetFilesError", "Pairing", "fixed_folders", "pair_files", "place", "some"]
+__all__ = [
+    "DATA_ROOT_VARIABLE",
+    "DatasetFilesError",
+    "Pairing",
+    "any_file",
+    "fixed_folders",
+    "pair_files",
+    "place",
+    "some",
+]
 
 DATA_ROOT_VARIABLE = "DETECTRON2_DATASETS"
 _SHOWN = 10  # names in an error message; the rest is counted
@@ -118,6 +127,15 @@ def _compile(pattern: str, root: str) -> tuple[str, re.Pattern[str]]:
     before, after = os.path.join(root, pattern).split("{id}")
     folder = os.path.dirname(before)
     return folder, re.compile(f"{re.escape(before)}(?P<id>.+){re.escape(after)}", re.DOTALL)
+
+
+def any_file(patterns: tuple[str, ...], root: str) -> bool:
+    """Whether there is a file that matches one of the patterns."""
+    for pattern in patterns:
+        folder, expression = _compile(pattern, root)
+        if os.path.isdir(folder) and any(expression.fullmatch(path) for path in _walk(folder)):
+            return True
+    return False
 
 
 def fixed_folders(patterns: tuple[str, ...], root: str) -> list[str]:

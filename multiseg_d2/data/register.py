@@ -126,8 +126,8 @@ def use_taxonomy(choice: str = "", train: Sequence[str] = (), test: Sequence[str
         base = Taxonomy.exact_names(trained)
     elif choice and not Path(choice).is_file():
         raise RegistrationError(
-            f"DATASETS.TAXONOMY: {choice!r} is neither '' (the packaged taxonomy) nor {EXACT_NAMES!r} nor a file that is "
-            f"there{did_you_mean(choice, [EXACT_NAMES])}"
+            f"DATASETS.TAXONOMY: {choice!r} is neither '' (the packaged taxonomy) nor {EXACT_NAMES!r} nor a file"
+            f"{did_you_mean(choice, [EXACT_NAMES])}"
         )
     else:
         base = Taxonomy.load(choice) if choice else _packaged_taxonomy()

@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import multiseg_d2.data.check as check_module
+from multiseg_d2.data.spec import load_spec
+
 SPEC = """
 name: little
 encoding: index
@@ -193,6 +196,57 @@ def test_all_looks_only_at_what_is_there(script, tmp_path, capsys):
     assert main(["--all", "--root", str(tmp_path), "--workers", "1"]) == 1
     out = capsys.readouterr().out
     assert "bdd100k_val: 1 images found, 1000 expected" in out and "cityscapes" not in out
+
+
+def cityscapes(root: Path, *kinds: str) -> None:
+    """Two training images of Cityscapes, with the given kinds of label files."""
+    for name in ("aachen_000000_000019", "aachen_000001_000019"):
+        for path, pixels in [
+            (f"leftImg8bit/train/aachen/{name}_leftImg8bit.png", np.zeros((4, 6, 3), np.uint8)),
+            *((f"gtFine/train/aachen/{name}_gtFine_{kind}.png", np.full((4, 6), 8, np.uint8)) for kind in kinds),
+        ]:
+            (root / "cityscapes" / path).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(root / "cityscapes" / path)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "checked"),
+    [
+        (["labelIds"], {"cityscapes_train"}),
+        (["labelTrainIds"], {"cityscapes_trainids_train"}),
+        (["labelIds", "labelTrainIds"], {"cityscapes_train", "cityscapes_trainids_train"}),
+        ([], {"cityscapes_train"}),
+    ],
+)
+def test_all_takes_of_several_layouts_those_that_have_labels(script, tmp_path, kinds, checked):
+    """People have one kind of label files; the other kinds are no errors, unless there is none at all."""
+    cityscapes(tmp_path, *kinds)
+    report = tmp_path / "report.json"
+    script("check").main(["--all", "--root", str(tmp_path), "--workers", "1", "--json", str(report)])
+    splits = json.loads(report.read_text())["splits"]
+    assert set(splits) == checked
+    kinds_of_problems = {kind for split in splits.values() for kind in split["problems"]}
+    assert kinds_of_problems == ({"count"} if kinds else {"missing"})
+
+
+def test_files_that_several_splits_read_are_opened_once(little, monkeypatch):
+    """As the four levels of IDD do; each split still gets its own counts and problems."""
+    (little / "coarse.yaml").write_text(
+        "name: coarse\nextends: little.yaml\ndataset: coarse\nclasses: [{name: all, raw: [0, 1, 2, 5]}]\n"
+    )
+    (little / "strict.yaml").write_text(
+        "name: strict\nextends: little.yaml\ndataset: strict\nclasses: [{name: some, raw: [0, 1, 2]}]\n"
+    )
+    opened = []
+    real = check_module.open_file
+    monkeypatch.setattr(check_module, "open_file", lambda path: opened.append(path) or real(path))
+    specs = [load_spec(little / f"{name}.yaml") for name in ("little", "coarse", "strict")]
+    fine, coarse, strict = check_module.check_splits([spec.splits["train"] for spec in specs], str(little))
+    assert len(opened) == 2 * 8  # an id is illegal in the third, which is therefore read by itself
+    assert fine.checked == coarse.checked == strict.checked == 4
+    assert not fine.problems and not coarse.problems and {p.kind for p in strict.problems} == {"ids"}
+    np.testing.assert_array_equal(fine.raw_pixels, coarse.raw_pixels)
+    assert coarse.class_pixels[0] == fine.class_pixels[:3].sum() == 4 * 47
 
 
 def test_label_ids_given_for_train_ids(script, samples, tmp_path, capsys):
