@@ -41,23 +41,24 @@ def draw(path: str) -> np.ndarray | tuple[np.ndarray, str]:
     Raises:
         ConversionError: not IDD's form, or a name that is in no table.
     """
-    with open(path, encoding="utf-8") as file:
-        try:
+    try:
+        with open(path, encoding="utf-8") as file:
             content = json.load(file)
-            size, objects = (content["imgWidth"], content["imgHeight"]), content["objects"]
-        except (ValueError, KeyError, TypeError) as problem:
-            raise ConversionError(f"{path}: not a polygon file of IDD ({type(problem).__name__}: {problem})") from None
-    picture = Image.new("L", size, ID_OF["unlabeled"])
-    pen = ImageDraw.Draw(picture)
-    remark = ""
-    for item in objects:
-        if item.get("deleted") or len(item["polygon"]) < 3:
-            continue
-        name = item["label"]
-        if name in MEANINGLESS:
-            remark = f"the name {name!r} is in no table and was drawn as unlabeled"
-            name = "unlabeled"
-        pen.polygon([tuple(point) for point in item["polygon"]], fill=id_of(name, path))
+        picture = Image.new("L", (content["imgWidth"], content["imgHeight"]), ID_OF["unlabeled"])
+        pen = ImageDraw.Draw(picture)
+        remark = ""
+        for item in content["objects"]:
+            if item.get("deleted") or len(item["polygon"]) < 3:
+                continue
+            name = item["label"]
+            if name in MEANINGLESS:
+                remark = f"the name {name!r} is in no table and was drawn as unlabeled"
+                name = "unlabeled"
+            pen.polygon([(float(x), float(y)) for x, y in item["polygon"]], fill=id_of(name, path))
+    except ConversionError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as problem:
+        raise ConversionError(f"{path}: not a polygon file of IDD ({type(problem).__name__}: {problem})") from None
     ids = np.asarray(picture)
     return (ids, remark) if remark else ids
 

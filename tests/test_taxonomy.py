@@ -103,8 +103,15 @@ def test_classes_of_one_dataset_are_disjoint(packaged):
         assert not doubled, (dataset, doubled)
 
 
+def published_facts(path: Path):
+    """A file of public facts that lies beside the samples."""
+    if not path.is_file():
+        pytest.skip(f"{path} is not there: the taxonomy is not compared with it")
+    return json.loads(path.read_text())
+
+
 def test_exact_names_give_the_published_unions(samples):
-    published = json.loads((samples.parent / "reference" / "uniseg_vocabularies.json").read_text())
+    published = published_facts(samples.parent / "reference" / "uniseg_vocabularies.json")
     letters = {"C": "cityscapes", "I": "idd", "B": "bdd", "M": "mapillary"}
     known = published["vocabularies"]
     for union, names in published["unions"].items():
@@ -115,7 +122,7 @@ def test_exact_names_give_the_published_unions(samples):
 
 def test_packaged_relations_agree_with_the_concept_graph(samples, packaged):
     """Every class of the nine datasets: what it is to each Cityscapes class, against a table made by other means."""
-    facts = json.loads((samples.parent / "datasets" / "relations.json").read_text())
+    facts = published_facts(samples.parent / "datasets" / "relations.json")
     compared = 0
     for dataset, rows in facts["to_cityscapes19"].items():
         for row in rows:

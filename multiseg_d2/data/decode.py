@@ -61,9 +61,10 @@ class EncodedFile:
     orientation: int
 
     def describe(self) -> str:
-        """For messages: what is stored, for example ``"8-bit palette PNG"``."""
-        kind = _PNG_COLOR_TYPES.get(self.data[25], self.mode) if self.kind == "PNG" else self.mode
-        return f"{self.depth}-bit {kind} {self.kind}"
+        """For messages: what is stored, for example ``"8-bit palette PNG"`` or ``"TIFF of mode F"``."""
+        if self.kind == "PNG":
+            return f"{self.depth}-bit {_PNG_COLOR_TYPES.get(self.data[25], self.mode)} PNG"
+        return f"{self.kind} of mode {self.mode}"
 
 
 def open_file(path: str) -> EncodedFile:
@@ -173,9 +174,11 @@ def _is_16_bit_grey(file: EncodedFile) -> bool:
 
 
 def _opencv(file: EncodedFile, order: str) -> np.ndarray:
-    flags = cv2.IMREAD_COLOR if order == "BGR" else cv2.IMREAD_COLOR_RGB
-    pixels = cv2.imdecode(np.frombuffer(file.data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
-    return _pillow_color(file, order) if pixels is None else pixels  # Pillow says what is wrong
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    pixels = cv2.imdecode(np.frombuffer(file.data, np.uint8), flags)
+    if pixels is None:
+        return _pillow_color(file, order)  # Pillow says what is wrong
+    return pixels if order == "BGR" else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 
 def _pillow_color(file: EncodedFile, order: str, rows: int | None = None) -> np.ndarray:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from label_files import ids_in, picture, save
 
 from multiseg_d2.data.files import list_pairs
@@ -90,6 +91,28 @@ def test_idd_order_skipped_objects_and_names(script, tmp_path, capsys):
     err = capsys.readouterr().err
     assert "'spaceship'" in err and "b_gtFine_polygons.json" in err and "c_gtFine_polygons.json" in err
     assert not (folder / "b_gtFine_labelids.png").exists()
+
+
+@pytest.mark.parametrize(
+    "objects",
+    [
+        5,
+        ["road"],
+        [{"label": "road"}],
+        [{"polygon": [[0, 0], [9, 0], [9, 9]]}],
+        [{"label": "road", "polygon": [0, 0, 9, 0, 9, 9]}],
+        [{"label": "road", "polygon": [["a", 0], [9, 0], [9, 9]]}],
+    ],
+)
+def test_idd_files_of_another_form_are_named(script, tmp_path, capsys, objects):
+    path = tmp_path / "idd/gtFine/val/7/odd_gtFine_polygons.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"imgWidth": 20, "imgHeight": 10, "objects": objects}))
+    polygon_file(path.with_name("sound_gtFine_polygons.json"), [("sky", [[0, 0], [40, 0], [40, 30]])])
+    assert script("prepare_idd").main(["--root", str(tmp_path), "--workers", "1"]) == 1
+    err = capsys.readouterr().err
+    assert "odd_gtFine_polygons.json: not a polygon file of IDD" in err and "sound" not in err
+    assert [file.name for file in path.parent.glob("*.png")] == ["sound_gtFine_labelids.png"]
 
 
 def test_idd_ids_are_those_of_the_specs(script):
