@@ -110,12 +110,12 @@ def families() -> list:
 def small(path: str, out: Path, *more: str) -> list[str]:
     """Command line that runs a config on small drawn pictures, with as many datasets, in seconds."""
     cfg = load_config(path)
-    number = min(len(cfg.DATASETS.TRAIN), len(TOY))
+    number, remapped = min(len(cfg.DATASETS.TRAIN), len(TOY)), bool(cfg.DATASETS.REMAP_TO)
     keys = {
         "DATASETS.SPECS": (),
         "DATASETS.TRAIN": tuple(f"{name}_train" for name in TOY[:number]),
-        "DATASETS.TEST": tuple(f"{name}_val" for name in TOY[:number]),
-        "DATASETS.REMAP_TO": TOY[0] if cfg.DATASETS.REMAP_TO else "",
+        "DATASETS.TEST": tuple(f"{name}_val" for name in TOY[: 1 if remapped else number]),
+        "DATASETS.REMAP_TO": TOY[0] if remapped else "",
         "DATALOADER.WEIGHTS": tuple(cfg.DATALOADER.WEIGHTS)[:number],
         "DATALOADER.NUM_WORKERS": 0,
         "INPUT.CROP.SIZE": [48, 64],

@@ -63,8 +63,9 @@ def _test_problems(cfg: CfgNode, eval_only: bool) -> Iterator[str]:
     if eval_only and not cfg.DATASETS.TEST:
         yield "DATASETS.TEST is empty: there is nothing to evaluate"
     for name in set(cfg.DATASETS.TEST) & set(DatasetCatalog.list()):
-        if MetadataCatalog.get(name).get("annotation", "pixel") == "none":
-            yield f"DATASETS.TEST: {name} has no labels to evaluate against (tools/predict.py makes predictions)"
+        if MetadataCatalog.get(name).get("annotation", "pixel") != "pixel":
+            yield f"DATASETS.TEST: {name} has no pixel labels to evaluate against (tools/predict.py makes predictions)"
+        yield from _remap_problems(cfg, name)
     scales = cfg.TEST.AUG.SCALES
     if not scales or min(scales) <= 0:
         yield f"TEST.AUG.SCALES must be positive numbers, not {tuple(scales)}"
@@ -72,6 +73,12 @@ def _test_problems(cfg: CfgNode, eval_only: bool) -> Iterator[str]:
         yield f"TEST.SLIDING_WINDOW is (height, width), (0, 0) for whole images, not {tuple(cfg.TEST.SLIDING_WINDOW)}"
     if cfg.TEST.PRECISE_BN.ENABLED:
         yield "TEST.PRECISE_BN is not supported: MODEL.DATASET_NORM.UNSEEN 'reestimate' is the nearest to it"
+
+
+def _remap_problems(cfg: CfgNode, name: str) -> Iterator[str]:
+    target, space = cfg.DATASETS.REMAP_TO, MetadataCatalog.get(name).label_space.name
+    if target and space != target and cfg.MODEL.SEM_SEG_HEAD.NAME == "PerDatasetHead":
+        yield f"DATASETS.TEST: {name} has the classes of {space!r}, but REMAP_TO gives the model those of {target!r}"
 
 
 def _schedule_problems(cfg: CfgNode, world_size: int) -> Iterator[str]:

@@ -41,6 +41,7 @@ from multiseg_d2.engine.setup import argument_parser, setup
         (["TEST.PRECISE_BN.ENABLED", "True"], "TEST.PRECISE_BN is not supported"),
         (["SOLVER.IMS_PER_BATCH", "1"], "one image per batch norm and process"),
         (["DATASETS.SPECS", "('nowhere.yaml',)"], "nowhere.yaml"),
+        (["DATASETS.REMAP_TO", "tiny_a", "DATASETS.TEST", "('tiny_b_val',)"], "tiny_b_val has the classes"),
     ],
 )
 def test_a_contradiction_is_told_with_its_key(tiny_cfg, keys, message):
@@ -87,7 +88,7 @@ def test_a_set_that_the_head_cannot_learn_from_is_refused(tiny_cfg, annotation, 
 def test_an_unlabelled_set_is_not_evaluated(tiny_cfg, monkeypatch):
     cfg = tiny_cfg("DATASETS.TEST", "('tiny_a_val',)")
     monkeypatch.setitem(MetadataCatalog.get("tiny_a_val").__dict__, "annotation", "none")
-    with pytest.raises(ConfigError, match="tiny_a_val has no labels"):
+    with pytest.raises(ConfigError, match="tiny_a_val has no pixel labels"):
         check_config(cfg, eval_only=True)
 
 
