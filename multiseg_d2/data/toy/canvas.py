@@ -136,10 +136,11 @@ class Canvas:
         self._rows.append((tuple(color), _IDS[concept], thing, depth))
         return len(self._rows) - 1
 
-    def fill(self, polygons: Sequence[np.ndarray], color: Sequence[float], concept: str, depth=0.0, thing=0) -> None:
-        """Paints (P, 2) pixel polygons that do not overlap, as one region."""
+    def fill(self, polygons: np.ndarray, color: Sequence[float], concept: str, depth=0.0, thing=0) -> None:
+        """Paints one (P, 2) pixel polygon, or (N, P, 2) that do not overlap, as one region."""
         region = self.add(color, concept, depth, thing)
-        cv2.fillPoly(self.region, [_pixels(p) for p in polygons], region)
+        corners = _pixels(polygons)
+        cv2.fillPoly(self.region, [corners] if corners.ndim == 2 else list(corners), region)
 
     def shadow(self, polygon: np.ndarray, strength: float) -> None:
         """Darkens the ground inside a (P, 2) pixel polygon; strength in [0, 1]."""
@@ -176,7 +177,7 @@ class Sprite:
 
     def poly(self, points, color) -> None:
         """A filled polygon."""
-        self.canvas.fill([self.at(points)], color, self.concept, self.depth, self.thing)
+        self.canvas.fill(self.at(points), color, self.concept, self.depth, self.thing)
 
     def rect(self, x0: float, y0: float, x1: float, y1: float, color) -> None:
         """A filled rectangle."""

@@ -129,4 +129,4 @@ def _draw_hood(canvas: Canvas, look: Look, rng: np.random.Generator) -> None:
     u = np.linspace(0, 1, 16)
     rim = height * (1 - look.hood * (0.35 + 0.65 * np.sin(np.pi * u)))
     outline = np.concatenate([np.stack([u * width, rim], 1), [(width, height), (0, height)]])
-    canvas.fill([outline], pick(rng, look, "hood"), "unlabelled", 1.0)
+    canvas.fill(outline, pick(rng, look, "hood"), "unlabelled", 1.0)

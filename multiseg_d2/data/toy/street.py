@@ -92,14 +92,14 @@ def _cuts(camera: Camera, rng: np.random.Generator) -> list[float]:
 
 def _draw_background(canvas: Canvas, camera: Camera, look: Look, rng: np.random.Generator) -> None:
     height, width, row = canvas.height, canvas.width, camera.horizon
-    canvas.fill([np.array([(0, 0), (width, 0), (width, height), (0, height)])], (0.5,) * 3, "sky", 1000.0)
+    canvas.fill(np.array([(0, 0), (width, 0), (width, height), (0, height)]), (0.5,) * 3, "sky", 1000.0)
     ground = np.array([(-1, row + 0.5), (width, row + 0.5), (width, height), (-1, height)])
-    canvas.fill([ground], pick(rng, look, "grass"), "grass")
+    canvas.fill(ground, pick(rng, look, "grass"), "grass")
     # A ragged line of trees closes the view.
     u = np.linspace(-0.05, 1.05, 24) * width
     top = row - height * (0.03 + 0.05 * rng.random(24) + 0.03 * np.sin(u / width * 9 + rng.uniform(0, 6)))
     outline = np.concatenate([np.stack([u, top], 1), [(width * 1.05, row + 1), (-width * 0.05, row + 1)]])
-    canvas.fill([outline], shaded(pick(rng, look, "tree"), 0.85), "tree", FAR)
+    canvas.fill(outline, shaded(pick(rng, look, "tree"), 0.85), "tree", FAR)
 
 
 def _depths(camera: Camera, z1: float = FAR) -> np.ndarray:
@@ -116,12 +116,12 @@ def _draw_ground(canvas: Canvas, camera: Camera, look: Look, street: Street, rng
     half, edge = street.half, street.edge
     walk = pick(rng, look, "sidewalk")
     for side in (-1, 1):
-        canvas.fill([_strip(camera, side * half, side * edge, depths)], walk, "sidewalk_core")
+        canvas.fill(_strip(camera, side * half, side * edge, depths), walk, "sidewalk_core")
         joints = np.arange(camera.near, 24, 2.4)
         canvas.fill(_bars(camera, side * half, side * edge, joints, joints + 0.12), shaded(walk, 0.8), "sidewalk_core")
         curb = _strip(camera, side * half, side * (half + _CURB), depths)
-        canvas.fill([curb], pick(rng, look, "curb"), "curb_beside_sidewalk")
-    canvas.fill([_strip(camera, -half, half, depths)], pick(rng, look, "road"), "road_surface")
+        canvas.fill(curb, pick(rng, look, "curb"), "curb_beside_sidewalk")
+    canvas.fill(_strip(camera, -half, half, depths), pick(rng, look, "road"), "road_surface")
     paint = pick(rng, look, "marking")
     lanes = street.lanes
     width = lanes[1] - lanes[0]
@@ -130,27 +130,27 @@ def _draw_ground(canvas: Canvas, camera: Camera, look: Look, street: Street, rng
     for i in range(1, len(lanes)):
         x = -half + i * width
         if 2 * i == len(lanes) and len(lanes) == 4:  # a solid line parts the directions
-            canvas.fill([_strip(camera, x - 0.09, x + 0.09, _depths(camera, 70))], paint, "road_marking")
+            canvas.fill(_strip(camera, x - 0.09, x + 0.09, _depths(camera, 70)), paint, "road_marking")
         else:
             canvas.fill(_bars(camera, x - 0.09, x + 0.09, dashes, dashes + 3.0), paint, "road_marking")
     if rng.random() < 0.6:
         for x in (-half + 0.4, half - 0.4):
-            canvas.fill([_strip(camera, x - 0.07, x + 0.07, _depths(camera, 60))], paint, "road_marking")
+            canvas.fill(_strip(camera, x - 0.07, x + 0.07, _depths(camera, 60)), paint, "road_marking")
     if rng.random() < 0.35:  # a crossing: bars along the street
         z, x = float(rng.uniform(6, 20)), np.arange(-half + 0.6, half - 0.7, 1.0)
         canvas.fill(_bars(camera, x, x + 0.5, z, z + 3.0), paint, "crosswalk_zebra")
 
 
-def _bars(camera: Camera, x0, x1, z0, z1) -> list[np.ndarray]:
-    """(4, 2) pixels of each rectangle on the ground; arguments broadcast."""
+def _bars(camera: Camera, x0, x1, z0, z1) -> np.ndarray:
+    """(N, 4, 2) pixels of rectangles on the ground; arguments broadcast."""
     x0, x1, z0, z1 = np.broadcast_arrays(x0, x1, z0, z1)
-    return list(camera.project(np.stack([x0, x1, x1, x0], -1), 0.0, np.stack([z0, z0, z1, z1], -1)))
+    return camera.project(np.stack([x0, x1, x1, x0], -1), 0.0, np.stack([z0, z0, z1, z1], -1))
 
 
-def _uprights(camera: Camera, x: float, z0, z1, y0, y1) -> list[np.ndarray]:
-    """(4, 2) pixels of each upright rectangle at x, along the street; arguments broadcast."""
+def _uprights(camera: Camera, x: float, z0, z1, y0, y1) -> np.ndarray:
+    """(N, 4, 2) pixels of upright rectangles at x, along the street; arguments broadcast."""
     y0, y1, z0, z1 = np.broadcast_arrays(*np.atleast_1d(y0, y1, z0, z1))
-    return list(camera.project(x, np.stack([y0, y0, y1, y1], -1), np.stack([z0, z1, z1, z0], -1)))
+    return camera.project(x, np.stack([y0, y0, y1, y1], -1), np.stack([z0, z1, z1, z0], -1))
 
 
 def _draw_building(canvas, camera, look, street, rng, side, z0, z1, wall_before) -> None:
@@ -160,7 +160,7 @@ def _draw_building(canvas, camera, look, street, rng, side, z0, z1, wall_before)
     depth = 0.5 * (z0 + z1)
     if not wall_before or rng.random() < 0.5:  # the end wall that faces the camera
         face = camera.project(np.array([x, x + side * 14, x + side * 14, x]), np.array([0, 0, top, top]), z0)
-        canvas.fill([face], shaded(wall, 0.85), "building", z0)
+        canvas.fill(face, shaded(wall, 0.85), "building", z0)
     light = 1.0 if side > 0 else 0.78  # the sun is always on one side
     canvas.fill(_uprights(camera, x, z0, z1, 0.0, top), shaded(wall, light), "building", depth)
     base = float(rng.uniform(0.5, 1.0))
@@ -172,8 +172,8 @@ def _draw_building(canvas, camera, look, street, rng, side, z0, z1, wall_before)
     panes = _uprights(camera, x, zs - 0.6, zs + 0.6, ys, ys + 1.5)
     lit = rng.random(len(panes)) < 0.35 * look.lamps
     glass = pick(rng, look, "window")
-    canvas.fill([p for p, on in zip(panes, lit) if not on], glass, "building", depth)
-    canvas.fill([p for p, on in zip(panes, lit) if on], glass + look.lamps * _LAMPLIGHT, "building", depth)
+    canvas.fill(panes[~lit], glass, "building", depth)
+    canvas.fill(panes[lit], glass + look.lamps * _LAMPLIGHT, "building", depth)
 
 
 def _draw_yard(canvas, camera, look, street, rng, side, z0, z1) -> None:
@@ -198,7 +198,7 @@ def draw_tree(canvas: Canvas, camera: Camera, look: Look, rng: np.random.Generat
     foot, scale = camera.project(x, 0.0, z), camera.focal / z
     height, spread = float(rng.uniform(4.0, 7.5)), float(rng.uniform(1.2, 2.2))
     trunk = np.array([(-0.14, 0), (0.14, 0), (0.1, height * 0.6), (-0.1, height * 0.6)]) * (scale, -scale) + foot
-    canvas.fill([trunk], pick(rng, look, "trunk"), "tree", z)
+    canvas.fill(trunk, pick(rng, look, "trunk"), "tree", z)
     leaves = pick(rng, look, "tree")
     clumps = rng.uniform(-1, 1, (7, 2)) * (0.75 * spread, 0.22 * height) + (0, 0.72 * height)
     radius = rng.uniform(0.45, 0.75, 7) * spread

@@ -31,7 +31,7 @@ class _Block:
         return self.camera.project(x, np.array([y0, y0, y1, y1]), self.z + z)
 
     def _paint(self, polygon, color) -> None:
-        self.canvas.fill([polygon], color, self.concept, self.z, self.thing)
+        self.canvas.fill(polygon, color, self.concept, self.z, self.thing)
 
     def box(self, z0, z1, y0, y1, low, high, front, sides, top=None) -> None:
         """A box from z0 to z1 behind the near end: its hull in ``sides``, then roof, then near face."""
