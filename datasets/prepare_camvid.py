@@ -21,7 +21,7 @@ from multiseg_d2.label_space import IGNORE
 
 SPEC = load_spec("camvid_full")
 VOID = len(SPEC.classes)
-READER = LabelReader(SPEC.encoding, SPEC.raw_to_local, SPEC.color_table())
+READER = LabelReader.from_spec(SPEC)
 
 
 def merge(path: str) -> np.ndarray | tuple[np.ndarray, str]:

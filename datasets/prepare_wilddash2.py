@@ -29,7 +29,7 @@ from multiseg_d2.data.label_reader import LabelReader
 from multiseg_d2.data.spec import load_spec
 
 SPEC = load_spec("wilddash2")
-READER = LabelReader(SPEC.encoding, SPEC.raw_to_local)
+READER = LabelReader.from_spec(SPEC)
 
 
 def draw_split(ids: Collection[str], share: float, seed: int) -> tuple[list[str], list[str]]:

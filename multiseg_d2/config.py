@@ -14,7 +14,7 @@ def add_multiseg_config(cfg: CN) -> None:
     keys.
     """
     # ---- Datasets -----------------------------------------------------------------------------------------------
-    # Dataset spec files (YAML) to register beside the packaged ones, or names of packaged ones.
+    # Dataset spec files (YAML) to register beside the packaged ones; relative paths start from the working directory.
     cfg.DATASETS.SPECS = ()
     # Universal taxonomy: "" = the packaged data/taxonomy.yaml, "exact_names" = union by exact class name (UniSeg's
     # rule), else the path of a taxonomy file.

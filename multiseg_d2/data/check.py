@@ -119,7 +119,7 @@ def check_splits(splits: Sequence[SplitSpec], root: str, workers: int = 1) -> li
         One report per split, in their order.
     """
     reports: list[SplitReport] = []
-    readers = [_reader(split) for split in splits]
+    readers = [LabelReader.from_spec(split.spec) if split.labels else None for split in splits]
     jobs: dict[Any, tuple[int, Record]] = {}
     owners: dict[Any, list[SplitReport]] = defaultdict(list)
     for number, split in enumerate(splits):
@@ -180,13 +180,6 @@ def _reading(split: SplitSpec) -> int:
     spec = split.spec
     colors = spec.color_table()[0].tobytes() if spec.encoding == "color" else b""
     return hash((spec.encoding, (spec.raw_to_local == ILLEGAL).tobytes(), colors))
-
-
-def _reader(split: SplitSpec) -> LabelReader | None:
-    if not split.labels:
-        return None
-    spec = split.spec
-    return LabelReader(spec.encoding, spec.raw_to_local, spec.color_table() if spec.encoding == "color" else None)
 
 
 # ---- In the worker processes -----------------------------------------------------------------------------------------

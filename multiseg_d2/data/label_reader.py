@@ -16,6 +16,7 @@ from detectron2.data import MetadataCatalog
 from ..label_space import IllegalLabelError, to_local
 from .decode import BadFileError, EncodedFile, decode_color, decode_index, open_file
 from .exact_lookup import ExactLookup
+from .spec_model import DatasetSpec
 
 __all__ = ["IllegalColorError", "LabelReader", "UnknownSegmentError", "label_path"]
 
@@ -81,11 +82,19 @@ class LabelReader:
 
         Args:
             catalog: name in Detectron2's ``MetadataCatalog``.
-            raw_to_local: another table than the label space's own, for remapped labels.
+            raw_to_local: another table than the dataset's own, for remapped labels.
         """
-        metadata = MetadataCatalog.get(catalog)
-        spec = metadata.spec
-        table = metadata.label_space.raw_to_local if raw_to_local is None else raw_to_local
+        return cls.from_spec(MetadataCatalog.get(catalog).spec, raw_to_local)
+
+    @classmethod
+    def from_spec(cls, spec: DatasetSpec, raw_to_local: np.ndarray | None = None) -> LabelReader:
+        """The reader of a dataset that need not be registered.
+
+        Args:
+            spec: of the dataset.
+            raw_to_local: as for :meth:`from_catalog`.
+        """
+        table = spec.raw_to_local if raw_to_local is None else raw_to_local
         return cls(spec.encoding, table, spec.color_table() if spec.encoding == "color" else None)
 
     def decode(self, file: EncodedFile, rows: int | None = None) -> np.ndarray:

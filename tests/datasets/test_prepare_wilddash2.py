@@ -91,7 +91,7 @@ def test_wilddash_conversion_on_real_panoptic_maps(script, samples, monkeypatch)
     """The same function on COCO's panoptic maps, which have the same form, against a loop over the segments."""
     module = script("prepare_wilddash2")
     spec = load_spec(FOLDER / "samples/coco_panoptic_sample.yaml")
-    monkeypatch.setattr(module, "READER", module.LabelReader(spec.encoding, spec.raw_to_local))
+    monkeypatch.setattr(module, "READER", module.LabelReader.from_spec(spec))
     (split,) = spec.splits.values()
     for record in list_pairs(split, str(samples)):
         index = module.to_index(record)
