@@ -47,15 +47,3 @@ def test_readme_names_every_spec_folder_and_number():
             assert split.count is None or str(split.count) in text, split.catalog
     for script_file in FOLDER.glob("*.py"):
         assert script_file.name in text
-
-
-def test_readme_commands_parse(script, capsys):
-    """Every command of the README is understood (with --help, so that nothing is done)."""
-    text = (FOLDER / "README.md").read_text()
-    commands = [line.split("#")[0].split() for line in text.splitlines() if line.startswith("python datasets/")]
-    assert len(commands) > 10
-    for _, path, *arguments in commands:
-        module = script(Path(path).stem)
-        with pytest.raises(SystemExit) as ended:
-            module.main([*arguments, "--help"])
-        assert ended.value.code == 0
