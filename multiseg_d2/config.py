@@ -62,8 +62,8 @@ def add_multiseg_config(cfg: CN) -> None:
     # Batch norm per dataset (CDCL's dataset-aware block) for the whole model.
     cfg.MODEL.DATASET_NORM = CN()
     cfg.MODEL.DATASET_NORM.ENABLED = False
-    # Name of the trained dataset whose branch (and, where class names agree, classifier rows) initialises datasets that
-    # the loaded checkpoint does not know; "" = such a dataset is an error.
+    # Name of the trained dataset whose branches initialise those of datasets that the loaded checkpoint does not know
+    # (their classifiers start anew); "" = such a dataset is an error.
     cfg.MODEL.DATASET_NORM.INIT_FROM = ""
     # Which branch an unseen dataset uses at test time: "error", "nearest", "average", "reestimate", or the name of a
     # trained dataset.

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
+
+import multiseg_d2
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -115,3 +121,42 @@ def test_help(tool, capsys):
     with pytest.raises(SystemExit) as end:
         tool.main(["--help"])
     assert end.value.code == 0 and "--any-source" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_real_runs_of_a_tiny_network(tool, tmp_path, monkeypatch, capsys):
+    """Two rows, one of two phases that shares its first with the other; a second call runs nothing."""
+    script = ROOT / "tests" / "engine" / "tiny_run.py"
+    path = os.pathsep.join(
+        [str(Path(multiseg_d2.__file__).parents[1]), str(script.parent), os.environ.get("PYTHONPATH", "")]
+    )
+    monkeypatch.setenv("PYTHONPATH", path)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    code = f"import pathlib, tiny_run; tiny_run.write_tiny(pathlib.Path({str(tmp_path)!r}))"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    claim = {
+        "title": "Tiny",
+        "seeds": [0, 1],
+        "overrides": {"SOLVER.MAX_ITER": 2, "DATASETS.TEST": ["tiny_a_val"], "TEST.NUM_PICTURES": 0},
+        "columns": [
+            {"label": "a", "dataset": "tiny_a_val"},
+            {"label": "dark", "dataset": "tiny_a_val", "metric": "IoU.dark"},
+        ],
+        "rows": [
+            {"label": "once", "config": "tiny.yaml"},
+            {
+                "label": "twice",
+                "phases": [{"config": "tiny.yaml"}, {"config": "tiny.yaml", "overrides": {"SOLVER.BASE_LR": 0.01}}],
+            },
+        ],
+    }
+    (tmp_path / "tiny_claim.yaml").write_text(yaml.safe_dump(claim))
+    arguments = [str(tmp_path / "tiny_claim.yaml"), "--output", str(tmp_path / "out"), "--script", str(script)]
+    assert tool.main(arguments) == 0, capsys.readouterr()
+    shown = capsys.readouterr().out
+    assert len(re.findall(r"\d+\.\d\d ± \d+\.\d\d \(2\)", shown)) == 4
+    checkpoints = sorted((tmp_path / "out" / "runs").rglob("model_final.pth"))
+    assert len(checkpoints) == 4
+    times = [path.stat().st_mtime_ns for path in checkpoints]
+    assert tool.main(arguments) == 0 and capsys.readouterr().out == shown
+    assert [path.stat().st_mtime_ns for path in checkpoints] == times
