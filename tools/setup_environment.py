@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Makes the project's own virtual environment and installs everything into it: what ``make setup`` runs.
 
-Order: environment, torch (one exact CPU-sized version), this package with its test tools, Detectron2
-(``setup_detectron2.py``), a trial import. Only when all of it worked is a stamp written. A stamp that fits what is
-asked for makes the next run return at once; anything else (interrupted, other requirements, a moved folder, Detectron2
-gone) repeats the steps, which leave alone what is already right.
+Order: environment, torch (one exact CPU-sized version), this package with its test tools, OpenCV without windows where
+the usual one cannot be imported, Detectron2 (``setup_detectron2.py``), a trial import. Only when all of it worked is a
+stamp written. A stamp that fits what is asked for makes the next run return at once; anything else (interrupted, other
+requirements, a moved folder, Detectron2 gone) repeats the steps, which leave alone what is already right.
 
 Environment: ``TORCH`` is what pip installs as torch (default ``torch==2.13.0``), several words allowed. pip's own
 variables and settings (index, proxy, certificates, wheels) apply as always.
@@ -43,11 +43,12 @@ class SetupError(Exception):
 
 @dataclass(frozen=True)
 class Step:
-    """One command of the set-up, and what to say when it fails."""
+    """One command of the set-up, what to say when it fails, and Python code that, where it runs, makes it needless."""
 
     title: str
     command: tuple[str, ...]
     advice: str
+    needless_if: str = ""
 
 
 def python_of(venv: Path) -> Path:
@@ -108,6 +109,14 @@ def steps(venv: Path, root: Path, torch: str) -> list[Step]:
         Step("installing torch", (*pip, *shlex.split(torch), "setuptools>=64", "wheel"), network),
         # Without build isolation: setuptools is there now, and pip need not fetch it a second time.
         Step("installing this package", (*pip, *package), network),
+        # opencv-python wants the system's window libraries (libGL.so.1, ...), which servers and containers often lack.
+        Step(
+            "removing OpenCV, which cannot be imported here (its windows need libraries of the system)",
+            (python, "-m", "pip", "--disable-pip-version-check", "uninstall", "--yes", "opencv-python"),
+            "See the message above.",
+            needless_if="import cv2",
+        ),
+        Step("installing OpenCV without windows", (*pip, "opencv-python-headless>=4.5.1"), network, "import cv2"),
         Step("setting up Detectron2", (python, str(root / "tools/setup_detectron2.py")), "See the message above."),
         Step("trial import", (python, "-m", "multiseg_d2"), "The installed packages do not work together; see above."),
     ]
@@ -135,7 +144,8 @@ def set_up(venv: Path, root: Path, torch: str) -> None:
     (venv / STAMP).unlink(missing_ok=True)  # from here on nothing claims that the environment is whole
     make_venv(venv)
     for step in steps(venv, root, torch):
-        run_step(step)
+        if not (step.needless_if and _runs(python_of(venv), step.needless_if)):
+            run_step(step)
     temporary = venv / f"{STAMP}.{os.getpid()}"
     temporary.write_text(stamp)
     os.replace(temporary, venv / STAMP)
