@@ -86,6 +86,9 @@ def _add_annotations(records: list[dict[str, Any]], found: Pairing, split: Split
                 record["sem_seg_file_name"] = found.labels[record["image_id"]]
     except ValueError as problem:
         raise DatasetFilesError(f"{split.catalog}: {problem}") from problem
+    except (KeyError, TypeError, AttributeError) as problem:
+        what = f"{type(problem).__name__}: {problem}"
+        raise DatasetFilesError(f"{split.catalog}: {json_file} is not in COCO's form ({what})") from problem
 
 
 def _refuse_strays(split: SplitSpec, root: str, found: Pairing) -> None:

@@ -132,6 +132,7 @@ class LabelReader:
 
         Raises:
             UnknownSegmentError: a segment id that ``segments_info`` does not list.
+            BadFileError: ``segments_info`` is not in COCO's form.
         """
         if self.encoding == "index":
             return stored
@@ -139,9 +140,7 @@ class LabelReader:
         if self.encoding == "color":
             raw, known = self._raw_of_color(keys)
             return np.where(known, raw, self._unlisted)
-        segments = {s["id"]: s["category_id"] for s in dataset_dict["segments_info"]}
-        segments.setdefault(0, 0)  # id 0 is void, and raw id 0 stands for it
-        raw, known = ExactLookup(np.array(list(segments), np.uint32), np.array(list(segments.values())))(keys)
+        raw, known = _category_lookup(dataset_dict)(keys)
         if not known.all():
             raise UnknownSegmentError(_counts(keys[~known]), str(label_path(dataset_dict)))
         return raw
@@ -173,6 +172,19 @@ class LabelReader:
         if path is None:
             raise BadFileError(f"{dataset_dict.get('file_name', 'dataset dict')}: this image has no label map.")
         return self.decode(open_file(path))
+
+
+def _category_lookup(dataset_dict: dict[str, Any]) -> ExactLookup:
+    """Segment id -> raw category id of one panoptic label."""
+    try:
+        segments = {s["id"]: s["category_id"] for s in dataset_dict["segments_info"]}
+        segments.setdefault(0, 0)  # id 0 is void, and raw id 0 stands for it
+        return ExactLookup(np.array(list(segments)), np.array(list(segments.values())))
+    except (KeyError, TypeError, ValueError) as problem:
+        raise BadFileError(
+            f"{label_path(dataset_dict)}: its `segments_info` in the annotation file is not in COCO's form "
+            f"({type(problem).__name__}: {problem})."
+        ) from None
 
 
 def _keys(stored: np.ndarray) -> np.ndarray:

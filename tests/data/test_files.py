@@ -254,6 +254,15 @@ def test_bad_annotation_file(tmp_path, content, message):
         list_pairs(split, str(tmp_path))
 
 
+@pytest.mark.parametrize("entry", ["1.png", {"segments_info": []}, {"file_name": "1.png"}, {"file_name": ["1.png"]}])
+def test_odd_entries_of_an_annotation_file(tmp_path, entry):
+    touch(tmp_path, "im/1.jpg", "gt/1.png")
+    split = panoptic(tmp_path, ["1.png"])
+    (tmp_path / "pan.json").write_text(json.dumps({"annotations": [entry]}))
+    with pytest.raises(DatasetFilesError, match=r"val: .*pan.json is not in COCO's form \((Key|Type)Error"):
+        list_pairs(split, str(tmp_path))
+
+
 # ---- boxes and tags ----
 
 
@@ -332,6 +341,15 @@ def test_unknown_categories_are_counted(tmp_path):
             DatasetFilesError, match=rf"category ids that the spec does not list: 99 \({count} annotations\)"
         ):
             list_pairs(weak(tmp_path, annotation), str(tmp_path))
+
+
+@pytest.mark.parametrize("category", [None, "3", [3]])
+def test_categories_that_are_no_numbers(tmp_path, category):
+    content = instances(tmp_path)
+    content["annotations"][0]["category_id"] = category
+    (tmp_path / "boxes.json").write_text(json.dumps(content))
+    with pytest.raises(DatasetFilesError, match="boxes.json is not in COCO's form"):
+        list_pairs(weak(tmp_path, "box"), str(tmp_path))
 
 
 def test_strays_of_boxes(tmp_path):

@@ -187,6 +187,16 @@ def test_a_category_that_the_spec_does_not_list_is_an_error(tmp_path, register):
         read_local_label(dataset_dict)
 
 
+@pytest.mark.parametrize(
+    "change", [{"category_id": 70000}, {"category_id": None}, {"id": -1}, {"id": "7"}, {"id": 2**24}]
+)
+def test_segments_of_another_form_are_refused_by_file(tmp_path, register, change):
+    dataset_dict, _ = panoptic_dict(tmp_path, register)
+    dataset_dict["segments_info"][0].update(change)
+    with pytest.raises(BadFileError, match=r"a\.png: its `segments_info` in the annotation file is not in COCO's form"):
+        read_local_label(dataset_dict)
+
+
 def test_a_reader_survives_pickling_for_worker_processes(tmp_path, register):
     colors, expected = color_labels()
     save(tmp_path, "a", colors)
