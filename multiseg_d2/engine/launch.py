@@ -31,6 +31,7 @@ _LOCALHOST = "127.0.0.1"
 _GRACE = 60.0
 _GRACE_AFTER_FAILURE = 5.0
 _EXIT_CONFIG = 2
+_START_METHOD = "spawn"  # a fork would inherit CUDA's state, which does not survive it
 
 Main = Callable[[argparse.Namespace], object]
 
@@ -130,7 +131,7 @@ def _start_and_watch(main: Main, args: argparse.Namespace) -> int:
             print("error: several machines need --dist-url tcp://HOST:PORT, the same on all of them", file=sys.stderr)
             return _EXIT_CONFIG
         store = dist.TCPStore(_LOCALHOST, 0, is_master=True, wait_for_workers=False)  # 0: any free port
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context(_START_METHOD)
     processes = []
     for local_rank in range(local):
         rank = args.machine_rank * local + local_rank

@@ -23,7 +23,7 @@ TIMEOUT = 120
 def fork_context():
     """A process that has everything imported and does nothing but fork: a run of its own starts at once."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tiny_run"])
+    context.set_forkserver_preload(["tiny_run", "launch_probe"])
     with pytest.MonkeyPatch.context() as patch:  # the server looks on its own path, and says nothing if in vain
         patch.setenv("PYTHONPATH", os.pathsep.join([*sys.path, str(tiny_run.ROOT)]))
         multiprocessing.forkserver.ensure_running()

@@ -1,13 +1,17 @@
-"""Starting several processes, and ending them all when one fails: the program as a user calls it."""
+"""Starting several processes, and ending them all when one fails: programs as a user calls them."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import launch_probe
 import pytest
 import tiny_run
 from test_resume import drawn
@@ -16,19 +20,21 @@ from multiseg_d2.engine.launch import launch
 from multiseg_d2.engine.setup import argument_parser
 from multiseg_d2.engine.signals import EXIT_STOPPED
 
-KEYS = ["SOLVER.IMS_PER_BATCH", "4", "SOLVER.MAX_ITER", "3"]
+PROBE = str(Path(__file__).with_name("launch_probe.py"))
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+PATIENCE = 200  # seconds; what is waited for takes a few, and a hang would take half an hour
 
 
 @pytest.fixture
-def program(tiny_argv, tmp_path):
-    """Starts tests/engine/tiny_run.py as a program of its own."""
+def program(tmp_path):
+    """Starts a program in a session of its own, with its output in tmp_path/``log``."""
     started = []
 
-    def begin(*arguments, fault="", before=()):
-        path = os.pathsep.join(sys.path)
-        environment = {**os.environ, "TINY_FAULT": fault, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, *before, tiny_run.__file__, *tiny_argv(*arguments)]
+    def begin(*command, **environment):
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment}
+        environment.pop("OMP_NUM_THREADS", None)
         log = (tmp_path / "log").open("w+")
+        command = [sys.executable, *command]
         started.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True))
         return started[-1]
 
@@ -38,36 +44,98 @@ def program(tiny_argv, tmp_path):
 
 
 def text(tmp_path) -> str:
-    return (tmp_path / "log").read_text()
+    log = tmp_path / "log"
+    return log.read_text() if log.exists() else ""
 
 
-@pytest.mark.parametrize(("fault", "code"), [("raise@1@1", 1), ("kill@1@0", 128 + signal.SIGKILL)])
-def test_one_failing_process_ends_all(program, tmp_path, fault, code):
-    """Well before any time-out of a collective operation, which are half an hour."""
-    assert program("--num-gpus=2", *KEYS, fault=fault).wait(100) == code
-    assert f"rank {fault[-1]} ended with exit code" in text(tmp_path), text(tmp_path)
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def forked(tmp_path, fork_context):
+    """Starts the probe on two processes, without new imports; output goes to tmp_path/``log``."""
+    started = []
+
+    def begin(what, rank):
+        arguments = (["--num-gpus", "2", what, str(rank)], str(tmp_path / "log"))
+        started.append(fork_context.Process(target=launch_probe.run_forked, args=arguments))
+        started[-1].start()
+        return started[-1]
+
+    yield begin
+    for process in started:
+        process.kill()
+
+
+@pytest.mark.parametrize(("what", "rank", "code"), [("raise", 1, 1), ("kill", 0, 128 + signal.SIGKILL), ("hang", 1, 3)])
+def test_one_failing_process_ends_all(forked, tmp_path, what, rank, code):
+    """Also one that hangs and does not listen; and well before collective operations time out."""
+    process = forked(what, rank)
+    process.join(PATIENCE)
+    assert process.exitcode == code, text(tmp_path)
+    assert f"rank {rank} ended with exit code" in text(tmp_path), text(tmp_path)
     assert "starting 2 processes on the CPU" in text(tmp_path)
 
 
-def test_a_signal_to_the_starting_process_stops_all_and_saves(program, tmp_path):
-    process = program("--num-gpus=2", *KEYS, "SOLVER.MAX_ITER", "100000")
-    record = tmp_path / "out" / "draws_1.jsonl"
-    deadline = time.monotonic() + 100
-    while not (record.exists() and record.stat().st_size) and time.monotonic() < deadline:
-        time.sleep(0.2)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_to_the_starting_process_reaches_all(forked, tmp_path, number):
+    process = forked("wait", 0)
+    wait_until(lambda: text(tmp_path).count("waiting") == 2)
+    os.kill(process.pid, number)
+    process.join(PATIENCE)
+    assert process.exitcode == EXIT_STOPPED, text(tmp_path)
+    assert text(tmp_path).count("stopping after this step") == 2
+
+
+def test_processes_end_when_their_parent_is_killed(forked, tmp_path):
+    process = forked("wait", 0)
+    wait_until(lambda: text(tmp_path).count("waiting") == 2)
+    assert len(session_of(process.pid)) == 2
+    process.kill()
+    wait_until(lambda: not session_of(process.pid))
+    assert not session_of(process.pid)
+
+
+@pytest.mark.parametrize("before", [[], TORCHRUN], ids=["num-gpus", "torchrun"])
+def test_processes_know_their_place(program, tmp_path, before):
+    """From the command line, with processes that import everything anew."""
+    assert program(*before, PROBE, "--num-gpus=2", "nothing", "0").wait(PATIENCE) == 0, text(tmp_path)
+    places = next(json.loads(line) for line in text(tmp_path).splitlines() if line.startswith("[["))
+    threads = 1 if before else max((os.cpu_count() or 1) // 2, 1)  # torchrun itself sets one
+    assert places == [[0, 0, 2, threads], [1, 1, 2, threads]]
+
+
+def session_of(leader: int) -> list[int]:
+    """Living processes of a session, but for its leader."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has just ended
+            state, _parent, _group, session = path.read_text().rpartition(") ")[2].split()[:4]
+            if int(session) == leader and state != "Z" and path.parent.name != str(leader):
+                found.append(int(path.parent.name))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("before", [[], TORCHRUN], ids=["num-gpus", "torchrun"])
+def test_a_whole_run_on_two_processes_can_be_stopped_and_resumed(program, tiny_argv, tmp_path, before):
+    record, keys = tmp_path / "out" / "draws_1.jsonl", ["SOLVER.IMS_PER_BATCH", "4", "SOLVER.MAX_ITER"]
+    process = program(*before, tiny_run.__file__, *tiny_argv("--num-gpus=2", *keys, "100000"), OMP_NUM_THREADS="1")
+    wait_until(lambda: record.exists() and record.stat().st_size)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(100) == EXIT_STOPPED, text(tmp_path)
+    code = process.wait(PATIENCE)
+    assert code == EXIT_STOPPED if not before else code != 0, text(tmp_path)
     (saved,) = (tmp_path / "out").glob("*.pth")
     steps = len(drawn(tmp_path / "out", 0))
     assert saved.name == f"model_{steps - 1:07d}.pth" and steps == len(drawn(tmp_path / "out", 1))
-
-
-def test_torchrun(program, tmp_path):
-    process = program(*KEYS, before=["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"])
-    assert process.wait(100) == 0, text(tmp_path)
+    again = program(*before, tiny_run.__file__, *tiny_argv("--num-gpus=2", "--resume", *keys, str(steps + 2)))
+    assert again.wait(PATIENCE) == 0, text(tmp_path)
     assert (tmp_path / "out" / "model_final.pth").exists()
-    (batch_0, batch_1) = (drawn(tmp_path / "out", rank)[0][1] for rank in (0, 1))
-    assert len(batch_0) == len(batch_1) == 4 and not set(map(tuple, batch_0)) & set(map(tuple, batch_1))
+    batches = [drawn(tmp_path / "out", rank)[-1][1] for rank in (0, 1)]
+    assert len(batches[0]) == len(batches[1]) == 4 and not set(map(tuple, batches[0])) & set(map(tuple, batches[1]))
 
 
 @pytest.mark.parametrize(
