@@ -167,7 +167,6 @@ class FaultyTrainer(Trainer):
                 file.write(json.dumps([step, drawn]) + "\n")
             yield samples
 
-
     @classmethod
     def test(cls, cfg, model, evaluators=None):
         if "term_in_test" in os.environ.get("TINY_FAULT", ""):
