@@ -27,6 +27,7 @@ __all__ = ["AtomicCheckpointer"]
 
 logger = logging.getLogger(__name__)
 
+_NONE_YET = "none"  # in the file last_checkpoint
 _PERIODIC = re.compile(r"model_\d{7,}\.pth")  # as Detectron2 names them
 
 
@@ -89,6 +90,13 @@ class AtomicCheckpointer(DetectionCheckpointer):
         """Names the last checkpoint in the file ``last_checkpoint``, where Detectron2 looks for it."""
         text = last_filename_basename.encode()
         write_whole(Path(self.save_dir, "last_checkpoint"), lambda file: file.write(text), len(text))
+
+    def start_anew(self) -> None:
+        """Says that checkpoints in the folder are an earlier run's: this one is not to be resumed from them."""
+        if self.save_to_disk and self._files():
+            logger.warning("%s has checkpoints of an earlier run, which --resume will not use", self.save_dir)
+            self.tag_last_checkpoint(_NONE_YET)
+        comm.synchronize()
 
     def has_checkpoint(self) -> bool:
         """Whether the output folder has a checkpoint, readable or not. The main process's answer on all of them."""
@@ -173,6 +181,8 @@ class AtomicCheckpointer(DetectionCheckpointer):
         files = self._files()
         tag = Path(self.save_dir, "last_checkpoint")
         tagged = Path(self.save_dir, tag.read_text().strip()) if tag.is_file() else None
+        if tagged is not None and tagged.name == _NONE_YET:
+            return []
         return sorted(files, key=lambda path: path != tagged)
 
     def _remove_leftovers(self) -> None:

@@ -8,10 +8,11 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 import torch.distributed as dist
+from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-__all__ = ["average_gradients", "broadcast", "draw_seed", "seed_step", "unwrapped"]
+__all__ = ["average_gradients", "broadcast", "draw_seed", "seed_step", "unwrapped", "wrap_model"]
 
 _BUCKET_ELEMENTS = 16 * 2**20  # 64 MB of float32 per message: bounds the extra memory
 
@@ -106,3 +107,32 @@ def broadcast(tensors: Iterable[Tensor]) -> None:
         flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
         dist.broadcast(flat, src=0)
         _scatter_back(flat, bucket)
+
+
+def wrap_model(cfg: CfgNode, model: nn.Module) -> nn.Module:
+    """The model in ``DistributedDataParallel`` for fused steps over several processes.
+
+    A sequential step averages gradients itself: there, and in a single process, it is the model itself. All processes
+    have the weights of rank 0 afterwards.
+    """
+    if cfg.SOLVER.STEP_MODE == "sequential":
+        broadcast([*model.parameters(), *model.buffers()])
+        return model
+    if comm.get_world_size() == 1:
+        return model
+    return nn.parallel.DistributedDataParallel(
+        model,
+        device_ids=[torch.cuda.current_device()] if next(model.parameters()).is_cuda else None,
+        broadcast_buffers=False,
+        find_unused_parameters=_some_step_lacks_a_dataset(cfg),
+    )
+
+
+def _some_step_lacks_a_dataset(cfg: CfgNode) -> bool:
+    """Whether a process may meet a step without images of some dataset, whose parameters then get no gradient there."""
+    loader, world_size = cfg.DATALOADER, comm.get_world_size()
+    if loader.SCHEDULE == "alternation":
+        return cfg.SOLVER.IMS_PER_BATCH % world_size > 0 or (loader.INTERVAL > 1 and len(cfg.DATASETS.TRAIN) > 1)
+    if loader.SCHEDULE == "fixed":
+        return any(weight == 0 or weight % world_size for weight in loader.WEIGHTS)
+    return len(cfg.DATASETS.TRAIN) > 1

@@ -18,6 +18,7 @@ from .initial_weights import class_names
 __all__ = [
     "ResumeError",
     "check_parameter_names",
+    "check_sizes",
     "differences",
     "log_config_changes",
     "run_facts",
@@ -100,6 +101,20 @@ def check_parameter_names(state: dict[str, Any], optimizer: torch.optim.Optimize
     if before != now:
         lines = differences({"parameter groups": before}, {"parameter groups": now})
         raise ResumeError("the optimizer's parameters are grouped differently than in the checkpoint: " + lines[0])
+
+
+def check_sizes(before: Mapping[str, int] | None, now: Mapping[str, int], resumed: bool) -> None:
+    """Refuses to go on with training sets that have gained or lost images: every later batch would be another one.
+
+    Raises:
+        ResumeError: naming the sets and their numbers of images.
+    """
+    problems = differences(before, now) if resumed and before is not None else []
+    if problems:
+        raise ResumeError(
+            "the numbers of training images have changed since the checkpoint was written, and with them the order of "
+            "the data: " + "; ".join(problems)
+        )
 
 
 def log_config_changes(before: str, cfg: CfgNode) -> None:

@@ -69,6 +69,7 @@ class TrainStep:
         self.device_type = self.parameters[0].device.type
         self.scaler = _grad_scaler(self.device_type, enabled=amp_dtype == torch.float16)
         self.data_loader: Iterable[list[Sample]] | None = None
+        self.last_batch: list[Sample] = []
         self._batches: Iterator[list[Sample]] | None = None
         self._unlabelled_batches: dict[str, int] = {}
 
@@ -86,7 +87,7 @@ class TrainStep:
             NonFiniteLossError: on all processes, naming the files of the batch; nothing was updated.
         """
         started = time.perf_counter()
-        samples = self._next_batch(step)
+        self.last_batch = samples = self._next_batch(step)
         data_time = time.perf_counter() - started
 
         seed_step(self.seed, step)

@@ -25,8 +25,9 @@ from .checkpoint import AtomicCheckpointer
 from .checkpoint_file import check_plain
 from .hooks import CheckpointHook, EvaluationHook, LearningRateHook, StopHook
 from .initial_weights import load_weights
-from .ranks import broadcast, draw_seed, seed_step, unwrapped
-from .resume_checks import ResumeError, check_parameter_names, log_config_changes, run_facts
+from .preview import PreviewHook
+from .ranks import broadcast, draw_seed, seed_step, unwrapped, wrap_model
+from .resume_checks import ResumeError, check_parameter_names, check_sizes, log_config_changes, run_facts
 from .signals import StopSignals
 from .solver import build_gradient_clipper, build_lr_scheduler, build_optimizer
 from .step import TrainStep
@@ -73,7 +74,7 @@ class Trainer(DefaultTrainer):
         self._trainer = TrainStep(
             self.wrap_model(self.cfg, model),
             optimizer,
-            lambda step: self.build_train_loader(self.cfg, step),
+            self._make_loader,
             seed=self.cfg.SEED,
             mode=cfg.SOLVER.STEP_MODE,
             amp_dtype=getattr(torch, cfg.SOLVER.AMP.DTYPE) if cfg.SOLVER.AMP.ENABLED else None,
@@ -94,20 +95,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def wrap_model(cls, cfg: CfgNode, model: nn.Module) -> nn.Module:
-        """The model as the step calls it: in ``DistributedDataParallel`` for a fused step over several processes."""
-        model.train()
-        if cfg.SOLVER.STEP_MODE == "sequential":
-            broadcast([*model.parameters(), *model.buffers()])
-            return model
-        if comm.get_world_size() == 1:
-            return model
-        on_gpu = next(model.parameters()).is_cuda
-        return nn.parallel.DistributedDataParallel(
-            model,
-            device_ids=[torch.cuda.current_device()] if on_gpu else None,
-            broadcast_buffers=False,
-            find_unused_parameters=_some_step_lacks_a_dataset(cfg),
-        )
+        """The model as the step calls it, see :func:`.ranks.wrap_model`."""
+        return wrap_model(cfg, model.train())
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -138,8 +127,13 @@ class Trainer(DefaultTrainer):
         """The order matters: what is saved must be complete, and stopping comes last."""
         checkpoints = CheckpointHook(self.cfg.SOLVER.CHECKPOINT_PERIOD)
         evaluate = EvaluationHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate, checkpoints)
-        writers = [hooks.PeriodicWriter(self.build_writers(), _LOG_PERIOD)] if comm.is_main_process() else []
-        return [hooks.IterationTimer(), LearningRateHook(), checkpoints, evaluate, *writers, StopHook(checkpoints)]
+        built = [hooks.IterationTimer(), LearningRateHook(), checkpoints, evaluate]
+        if comm.is_main_process():
+            writers = self.build_writers()
+            if self.cfg.VIS_PERIOD > 0 and any(isinstance(writer, TensorboardXWriter) for writer in writers):
+                built.append(PreviewHook(self.cfg.VIS_PERIOD))
+            built.append(hooks.PeriodicWriter(writers, _LOG_PERIOD))
+        return [*built, StopHook(checkpoints)]
 
     def build_writers(self) -> list[EventWriter]:
         """Console with ETA, ``metrics.json``, and TensorBoard where it is installed."""
@@ -156,6 +150,8 @@ class Trainer(DefaultTrainer):
         """Trains from ``start_iter`` to ``max_iter``; see Detectron2."""
         self.checkpointer.run["seed"] = self.cfg.SEED
         check_plain(self.state_dict(), "the trainer's state")  # at once, not at the first checkpoint
+        if self.start_iter == 0:
+            self.checkpointer.start_anew()
         with self.signals:
             try:
                 return super().train()
@@ -165,6 +161,19 @@ class Trainer(DefaultTrainer):
     def run_step(self) -> None:
         """Runs one :class:`TrainStep`."""
         self.stop_agreed = self._trainer.run(self.iter, wants_stop=lambda: self.signals.requested)
+
+    def _make_loader(self, step: int) -> Iterable[list[dict]]:
+        made = self.build_train_loader(self.cfg, step)
+        if hasattr(made, "schedule"):  # the order of the data depends on the sizes, which only the loader knows
+            sizes = dict(zip(self.cfg.DATASETS.TRAIN, made.schedule.sizes))
+            check_sizes(self.checkpointer.run.get("images"), sizes, resumed=step == self.start_iter > 0)
+            self.checkpointer.run["images"] = sizes
+        return made
+
+    @property
+    def last_batch(self) -> list[dict]:
+        """The samples of the last step on this process."""
+        return self._trainer.last_batch
 
     def restart_loader(self) -> None:
         """Builds the training data anew before the next step (a hook has changed what is trained on)."""
@@ -259,12 +268,3 @@ def _with_seed(cfg: CfgNode, seed: int) -> CfgNode:
     cfg.SEED = seed
     cfg.freeze()
     return cfg
-
-
-def _some_step_lacks_a_dataset(cfg: CfgNode) -> bool:
-    """Whether a process may meet a step without images of some dataset, whose parameters then get no gradient there."""
-    if cfg.DATALOADER.SCHEDULE == "alternation":
-        return cfg.DATALOADER.INTERVAL > 1 and len(cfg.DATASETS.TRAIN) > 1
-    if cfg.DATALOADER.SCHEDULE == "fixed":
-        return any(weight % comm.get_world_size() for weight in cfg.DATALOADER.WEIGHTS)
-    return len(cfg.DATASETS.TRAIN) > 1

@@ -24,6 +24,16 @@ def test_killed_while_it_wrote_a_checkpoint(start, tiny_train, tmp_path):
     assert_same(final_state(tiny_train(*KEYS, out="whole")), final_state(out))
 
 
+def test_killed_before_the_first_checkpoint_in_a_used_folder(start, tiny_train, tmp_path):
+    """The earlier run's last checkpoint is not this run's."""
+    tiny_train("SOLVER.BASE_LR", "0.02")
+    killed = start(*KEYS, fault="kill@1")
+    assert killed.wait() == [-signal.SIGKILL] and (tmp_path / "out" / "model_final.pth").exists()
+    tiny_train("--resume", *KEYS)
+    assert [step for step, _ in drawn(tmp_path / "out")] == [*range(6), 0, *range(6)]
+    assert_same(final_state(tiny_train(*KEYS, out="whole")), final_state(tmp_path / "out"))
+
+
 @pytest.mark.parametrize("name", ["term", "term_all", "usr1", "int"])
 def test_a_signal_ends_the_run_after_the_step_with_its_state_saved(start, tiny_train, tmp_path, name):
     workers = ["DATALOADER.NUM_WORKERS", "2" if name == "term_all" else "0"]
@@ -60,9 +70,9 @@ FPN = ["MODEL.SEM_SEG_HEAD.DECODER", "FPNDecoder", "MODEL.SEM_SEG_HEAD.IN_FEATUR
 TWO = {
     "fused": ["SOLVER.IMS_PER_BATCH", "4"],
     "sequential": ["SOLVER.IMS_PER_BATCH", "4", "SOLVER.STEP_MODE", "sequential"],
-    # in turns, and with one image of each: the processes hold different datasets
     "interval": ["SOLVER.IMS_PER_BATCH", "4", "DATALOADER.INTERVAL", "2"],
-    "different datasets": [*FPN, "DATALOADER.SCHEDULE", "fixed", "DATALOADER.WEIGHTS", "(1, 1)"],
+    "one dataset each": [*FPN, "SOLVER.IMS_PER_BATCH", "1"],
+    "never the second": ["DATALOADER.SCHEDULE", "fixed", "DATALOADER.WEIGHTS", "(4, 0)"],
     "different, sequential": [*FPN, "DATALOADER.SCHEDULE", "weights", "DATALOADER.WEIGHTS", "(1.0, 1.0)"]
     + ["SOLVER.STEP_MODE", "sequential"],
 }

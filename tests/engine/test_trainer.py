@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 import tiny_run
 import torch
+from detectron2.data import DatasetCatalog
 from detectron2.engine import DefaultTrainer, HookBase
+from detectron2.utils.events import EventStorage
 from test_resume import assert_same, drawn, final_state
 
 from multiseg_d2.engine import Trainer
 from multiseg_d2.engine.checkpoint_file import CheckpointError
 from multiseg_d2.engine.hooks import flat_numbers
+from multiseg_d2.engine.resume_checks import ResumeError
 from multiseg_d2.engine.signals import EXIT_STOPPED
 
 TEST = ["DATASETS.TEST", "('tiny_a_val', 'tiny_b_val')"]
@@ -44,6 +47,14 @@ def test_eval_only_gives_the_scores_of_the_last_evaluation(tiny_train):
     assert not list(again.glob("*.pth"))
 
 
+def test_two_processes_evaluate_as_one(tiny_train, start, tmp_path):
+    weights = ["MODEL.WEIGHTS", str(tiny_train(*TEST, "SOLVER.MAX_ITER", "1") / "model_final.pth")]
+    two = start("--eval-only", *TEST, *weights, "DATALOADER.NUM_WORKERS", "1", out="two", processes=2)
+    assert two.wait() == [0, 0], two.text()
+    reports = [json.loads((tmp_path / out / "inference" / "report.json").read_text()) for out in ("out", "two")]
+    assert reports[0] == reports[1]
+
+
 def test_eval_only_needs_the_weights_of_a_model(tiny_argv):
     with pytest.raises(CheckpointError, match="MODEL.WEIGHTS is empty"):
         tiny_run.run(tiny_argv("--eval-only", *TEST))
@@ -54,6 +65,24 @@ def test_records_have_losses_by_dataset(tiny_train):
     names = {name for line in metrics(out) for name in line}
     assert {"total_loss", "lr", "data_time", "grad_norm", "loss_tiny_a", "loss_tiny_b", "loss_aux_tiny_b"} <= names
     assert list(out.glob("events.out.tfevents.*")) and (out / "log.txt").exists() and (out / "config.yaml").exists()
+
+
+def test_pictures_of_the_batch_change_nothing(tiny_train, tiny_root, monkeypatch):
+    drawings = {}
+
+    def put_image(_storage, name, picture):
+        drawings.setdefault(name, []).append(picture)
+
+    monkeypatch.setattr(EventStorage, "put_image", put_image)
+    plain, drawn_too = tiny_train(out="plain"), tiny_train("VIS_PERIOD", "2", out="drawn")
+    assert_same(final_state(plain), final_state(drawn_too))
+    assert set(drawings) == {"training/tiny_a", "training/tiny_b"}
+    for pictures in drawings.values():
+        assert len(pictures) == 3 and all(p.dtype == np.uint8 and p.shape[0] == 3 and p.std() > 5 for p in pictures)
+
+
+def test_a_remapped_dataset_is_shown_in_the_classes_it_is_trained_in(tiny_train):
+    tiny_train("VIS_PERIOD", "1", "SOLVER.MAX_ITER", "1", "DATASETS.REMAP_TO", "tiny_a")
 
 
 def test_without_tensorboard_it_trains_all_the_same(tiny_train, monkeypatch, caplog):
@@ -143,6 +172,18 @@ def test_a_state_that_cannot_be_saved_is_refused_before_the_first_step(tiny_cfg)
     with pytest.raises(CheckpointError, match=r"hooks.*Bad.*mean.* is a numpy.float64"):
         trainer.train()
     assert trainer.iter == 0
+
+
+def test_other_numbers_of_images_are_not_resumed(tiny_cfg, monkeypatch):
+    trainer = Trainer(tiny_cfg("SOLVER.MAX_ITER", "1"))
+    trainer.train()
+    assert trainer.checkpointer.run["images"] == {"tiny_a_train": 5, "tiny_b_train": 5}
+    pairs = DatasetCatalog.get("tiny_b_train")
+    monkeypatch.setattr(DatasetCatalog, "get", lambda name: pairs[:4] if name == "tiny_b_train" else pairs)
+    again = Trainer(tiny_cfg("SOLVER.MAX_ITER", "2"))
+    again.resume_or_load(resume=True)
+    with pytest.raises(ResumeError, match="tiny_b_train: 5 in the checkpoint, 4 in this run"):
+        again.train()
 
 
 def test_it_is_detectron2s_trainer(tiny_cfg):
