@@ -125,7 +125,7 @@ def predict_pictures(
             try:
                 image = read_image(item.path, "RGB")
             except BadFileError as error:
-                CONSOLE.print(f"not labelled: {error}", style="red", markup=False)
+                CONSOLE.print(f"not labelled: {error}", style="red", markup=False, soft_wrap=True)
                 failed += 1
                 continue
             labels = predictor(image if predictor.image_format == "RGB" else image[..., ::-1], item.path)
@@ -163,7 +163,7 @@ def predict_video(predictor: Predictor, source: Path, target: Path, kinds: list[
             writer.release()
         temporary.unlink(missing_ok=True)
     if 0 < done < total:
-        CONSOLE.print(f"{source}: {done} of {total} frames could be read", style="red", markup=False)
+        CONSOLE.print(f"{source}: {done} of {total} frames could be read", style="red", markup=False, soft_wrap=True)
 
 
 def frames(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
@@ -240,7 +240,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         predict_video(predictor, source, output, kinds, args.alpha)
         return 0
     except (InputError, ConfigError, CheckpointError, OSError) as error:
-        CONSOLE.print(f"error: {error}", style="red", markup=False)
+        CONSOLE.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         return 2
 
 

@@ -119,12 +119,12 @@ def visualize(catalog: str, args: argparse.Namespace) -> int:
         try:
             picture = draw(record, catalog, predictor)
         except ValueError as error:  # of the reader: the message names the file
-            CONSOLE.print(f"not drawn: {error}", style="red", markup=False)
+            CONSOLE.print(f"not drawn: {error}", style="red", markup=False, soft_wrap=True)
             failed += 1
             continue
         stem = Path(record["file_name"]).stem
         pictures.save(picture, args.output / catalog / f"{position:06d}_{stem}.png")
-    CONSOLE.print(f"{len(chosen) - failed} pictures in {args.output / catalog}", markup=False)
+    CONSOLE.print(f"{len(chosen) - failed} pictures in {args.output / catalog}", markup=False, soft_wrap=True)
     return failed
 
 
@@ -150,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             register_dataset(spec)
         return int(sum(visualize(catalog, args) for catalog in args.entries) > 0)
     except (InputError, ConfigError, CheckpointError, RegistrationError, SpecError, DatasetFilesError) as error:
-        CONSOLE.print(f"error: {error}", style="red", markup=False)
+        CONSOLE.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         return 2
 
 

@@ -314,7 +314,9 @@ def two_spaces():
     target = space("coarse", ["plant", "vehicle"], [[5], [6]], [[0, 0, 1, 0], [1, 1, 0, 0]])
     for label_space in (source, target):
         MetadataCatalog.get(f"{label_space.name}_mapper").set(
-            label_space=label_space, dataset=label_space.name, spec=SimpleNamespace(encoding="index")
+            label_space=label_space,
+            dataset=label_space.name,
+            spec=SimpleNamespace(encoding="index", raw_to_local=label_space.raw_to_local),
         )
     yield source, target
     for label_space in (source, target):
