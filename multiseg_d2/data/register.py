@@ -2,7 +2,7 @@
 
 Registering reads spec and taxonomy files only; the data root is looked at when an entry is loaded. Metadata of an
 entry: ``stuff_classes``, ``stuff_colors``, ``ignore_label``, ``evaluator_type``, ``label_space``, ``dataset``,
-``split``, ``spec`` and ``annotation``.
+``split``, ``spec``, ``annotation`` and ``universal_classes``.
 """
 
 from __future__ import annotations
@@ -223,6 +223,8 @@ def _set_metadata(split: SplitSpec, space: LabelSpace) -> None:
         "ignore_label": IGNORE,
         "evaluator_type": EVALUATOR_TYPE,
         "label_space": space,
+        # Names of the columns of `membership`; what the taxonomy got later stands behind them.
+        "universal_classes": list(current_taxonomy().universal[: space.membership.shape[1]]),
         "dataset": split.spec.dataset,
         "split": split.name,
         "spec": split.spec,

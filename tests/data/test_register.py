@@ -351,3 +351,15 @@ def test_a_taxonomy_that_is_not_there(choice):
     with pytest.raises(RegistrationError, match=rf"DATASETS.TAXONOMY: '{choice}' is neither .* nor 'exact_names' nor"):
         register_from_config(config(["camvid_train"], [], TAXONOMY=choice))
     assert current_taxonomy().by_name is False
+
+
+def test_universal_classes_name_the_columns_of_the_membership():
+    for name, covered in {
+        "kitti_train": {"bicyclist", "motorcyclist"},
+        "mapillary_vistas_train": {"motorcyclist"},
+    }.items():
+        meta = MetadataCatalog.get(name)
+        assert len(meta.universal_classes) == meta.label_space.membership.shape[1]
+        wanted = {"kitti_train": "rider", "mapillary_vistas_train": "Motorcyclist"}[name]
+        row = meta.label_space.membership[meta.stuff_classes.index(wanted)]
+        assert covered <= {u for u, inside in zip(meta.universal_classes, row) if inside}
