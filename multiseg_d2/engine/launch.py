@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -30,6 +31,8 @@ _LOCALHOST = "127.0.0.1"
 #: checkpoint must fit into it only where a single process was told to stop.
 _GRACE = 60.0
 _GRACE_AFTER_FAILURE = 5.0
+#: Of collective operations, as in Detectron2; torch's own for NCCL is shorter than some evaluations.
+_TIMEOUT = timedelta(minutes=30)
 _EXIT_CONFIG = 2
 _START_METHOD = "spawn"  # a fork would inherit CUDA's state, which does not survive it
 
@@ -102,9 +105,10 @@ def _run_in_group(main: Main, args: argparse.Namespace, place: _Place) -> int:
     backend = "nccl" if on_gpu else "gloo"
     if place.port:
         store = dist.TCPStore(_LOCALHOST, place.port, is_master=False)
-        dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world_size)
+        meeting = {"store": store}
     else:
-        dist.init_process_group(backend, init_method=place.url, rank=place.rank, world_size=place.world_size)
+        meeting = {"init_method": place.url}
+    dist.init_process_group(backend, **meeting, rank=place.rank, world_size=place.world_size, timeout=_TIMEOUT)
     _make_local_group(place)
     code = _run(main, args)
     if code == 0:

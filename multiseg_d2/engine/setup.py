@@ -66,7 +66,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     default_setup(cfg, args)
     logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="multiseg_d2")
     if wanted != cfg.MODEL.DEVICE:
-        logger.warning("MODEL.DEVICE is %s, but there is no such device here: using the CPU", wanted)
+        logger.warning("MODEL.DEVICE is %s, but there is no GPU here, or --num-gpus is 0: using the CPU", wanted)
     return cfg
 
 

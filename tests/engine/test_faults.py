@@ -75,6 +75,9 @@ TWO = {
     "never the second": ["DATALOADER.SCHEDULE", "fixed", "DATALOADER.WEIGHTS", "(4, 0)"],
     "different, sequential": [*FPN, "DATALOADER.SCHEDULE", "weights", "DATALOADER.WEIGHTS", "(1.0, 1.0)"]
     + ["SOLVER.STEP_MODE", "sequential"],
+    "fused, bfloat16": ["SOLVER.IMS_PER_BATCH", "4", "SOLVER.AMP.ENABLED", "True"],
+    "sequential, bfloat16": ["SOLVER.IMS_PER_BATCH", "4", "SOLVER.AMP.ENABLED", "True"]
+    + ["SOLVER.STEP_MODE", "sequential"],
 }
 
 
@@ -90,7 +93,7 @@ def test_two_processes_train_as_one_with_the_same_images(start, tiny_train, tmp_
     for key, value in a["model"].items():
         scale = value.float().abs().max().clamp(min=1e-2)
         apart = (value.float() - b["model"][key].float()).abs().max() / scale
-        assert apart < 2e-3, f"{key}: {apart:.2e}"
+        assert apart < (0.02 if "bfloat16" in mode else 1e-5), f"{key}: {apart:.2e}"
 
 
 def test_a_poisoned_image_on_one_process_stops_both(start, tmp_path):
