@@ -45,12 +45,10 @@ def main(argv: list[str] | None = None) -> None:
         ("the drawn scenes and their labels", output / "toy.png"),
         ("image, ground truth, prediction", run / "inference" / "*" / "pictures"),
         ("scores", run / "inference" / "report.md (.json, .csv)"),
-        ("curves", f"{PYTHON} -m tensorboard.main --logdir {run}"),
+        ("curves", f"{os.path.relpath(sys.executable)} -m tensorboard.main --logdir {run}"),
     ):
         print(f"  {what:36} {where}")
 
-
-PYTHON = Path(sys.executable).name
 
 if __name__ == "__main__":
     main()
