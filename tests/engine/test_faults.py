@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 
 import pytest
-from test_resume import assert_same, drawn, final_state
+from run_state import assert_same, drawn, final_state
 
 from multiseg_d2.engine.checkpoint_file import read_checkpoint
 from multiseg_d2.engine.signals import EXIT_STOPPED

@@ -14,7 +14,7 @@ from pathlib import Path
 import launch_probe
 import pytest
 import tiny_run
-from test_resume import drawn
+from run_state import drawn
 
 from multiseg_d2.engine.launch import launch
 from multiseg_d2.engine.setup import argument_parser

@@ -12,7 +12,7 @@ import torch
 from detectron2.data import DatasetCatalog
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.utils.events import EventStorage
-from test_resume import assert_same, drawn, final_state
+from run_state import assert_same, drawn, final_state
 
 from multiseg_d2.engine import Trainer
 from multiseg_d2.engine.checkpoint_file import CheckpointError
