@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,17 @@ import multiseg_d2  # noqa: F401  (installs the stand-ins before any test module
 from multiseg_d2.data.toy import write_toy
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+
+
+@pytest.fixture
+def caplog(caplog):
+    """Catches the project's log whether or not the set-up of a run has cut it off from the root logger before."""
+    logger = logging.getLogger("multiseg_d2")
+    propagate, logger.propagate = logger.propagate, False
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)
+    logger.propagate = propagate
 
 
 @pytest.fixture(scope="session")
