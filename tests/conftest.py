@@ -38,6 +38,24 @@ def samples() -> Path:
     return Path(root)
 
 
+@pytest.fixture(scope="session")
+def reference() -> Path:
+    """Folder of the values that were computed with the methods' published code.
+
+    MULTISEG_REFERENCE names it; without that it is looked for beside the real samples.
+    """
+    root = os.environ.get("MULTISEG_REFERENCE", "")
+    if not root:
+        samples = os.environ.get("MULTISEG_SAMPLES", "")
+        beside = Path(samples).parent / "reference"
+        if not samples or not beside.is_dir():
+            pytest.skip("MULTISEG_REFERENCE is not set: tests against reference values are left out")
+        return beside
+    if not Path(root).is_dir():
+        pytest.fail(f"MULTISEG_REFERENCE names {root}, which is not a folder")
+    return Path(root)
+
+
 @pytest.fixture
 def data_root(samples, monkeypatch) -> Path:
     """The real samples as Detectron2's data root."""

@@ -1,0 +1,3 @@
+"""Self-training in rounds (CBST, CRST): thresholds, selection, pseudo-labels, the hook."""
+
+from __future__ import annotations
