@@ -54,7 +54,7 @@ def test_soft_labels_minimise_the_regularised_cost():
     """No other distribution costs less, and a pixel is kept exactly where the minimum is below 0, the cost of none."""
     generator = torch.Generator().manual_seed(2)
     p = torch.rand(1, 3, 4, 4, generator=generator, dtype=torch.float64).mul(3).softmax(1)
-    thresholds, alpha = torch.tensor([0.9, 0.8, 0.7], dtype=torch.float64), 0.4
+    thresholds, alpha = torch.tensor([0.7, 0.65, 0.6], dtype=torch.float64), 0.4
     soft, labels = soft_labels(p, thresholds, alpha)
 
     def cost(y):
