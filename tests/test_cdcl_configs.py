@@ -16,7 +16,7 @@ from multiseg_d2.claims import load_claim
 from multiseg_d2.data.register import register_from_config
 from multiseg_d2.engine import load_config
 from multiseg_d2.engine.config_check import check_config
-from multiseg_d2.modeling.norm_conversion import norm_report
+from multiseg_d2.modeling.norm.conversion import norm_report
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted(p for folder in ("cdcl", "baselines") for p in (ROOT / "configs" / folder).rglob("*_r1*.yaml"))

@@ -13,10 +13,10 @@ from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 
+from multiseg_d2.checkpoint.file import read_checkpoint
 from multiseg_d2.config import add_multiseg_config
 from multiseg_d2.data.register import register_from_config, use_taxonomy
 from multiseg_d2.engine import argument_parser, launch, load_config
-from multiseg_d2.engine.checkpoint_file import read_checkpoint
 from multiseg_d2.engine.config_check import check_config
 
 ROOT = Path(__file__).resolve().parent.parent

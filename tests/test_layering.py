@@ -25,6 +25,7 @@ PURE_LIBRARIES = {"torch", "numpy", "yaml"} | set(sys.stdlib_module_names)
 FORBIDDEN = {
     "multiseg_d2.data": ("multiseg_d2.modeling", "multiseg_d2.engine", "multiseg_d2.evaluation"),
     "multiseg_d2.modeling": ("multiseg_d2.data", "multiseg_d2.engine", "multiseg_d2.evaluation"),
+    "multiseg_d2.checkpoint": ("multiseg_d2.data", "multiseg_d2.engine", "multiseg_d2.evaluation"),
     "multiseg_d2.evaluation": ("multiseg_d2.modeling", "multiseg_d2.engine"),
     "multiseg_d2.config": ("multiseg_d2.data", "multiseg_d2.modeling", "multiseg_d2.engine", "multiseg_d2.evaluation"),
     "multiseg_d2.compat": ("multiseg_d2.data", "multiseg_d2.modeling", "multiseg_d2.engine", "multiseg_d2.evaluation"),

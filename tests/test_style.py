@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-#: The aim is 250 lines a file and 40 a function (without its docstring); a file that needs a little more may have it,
-#: and a test file may list more cases.
-FILE_LINES, TEST_FILE_LINES, FUNCTION_LINES = 330, 450, 40
+#: One idea a file: an idea is not cut to fit the number. Functions are counted without their docstrings.
+FILE_LINES, TEST_FILE_LINES, FUNCTION_LINES = 450, 450, 40
 #: A plain list of keys is as long as the list.
 LONG_ON_PURPOSE = {"add_multiseg_config"}
 #: Split so that this file does not contain what it looks for.

@@ -29,8 +29,8 @@ from torch import nn
 from multiseg_d2.atomic_file import write_atomically
 from multiseg_d2.engine import Trainer, argument_parser, load_weights, setup
 from multiseg_d2.engine.unseen import ready_for
-from multiseg_d2.modeling.test_time import build_test_model
-from multiseg_d2.modeling.unseen_norm import CHOICES, is_unseen
+from multiseg_d2.modeling.augmented import build_inference_model
+from multiseg_d2.modeling.norm.unseen import CHOICES, is_unseen
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,9 +68,9 @@ def evaluate(cfg: CfgNode, model: nn.Module, name: str, choice: str) -> dict[str
     cfg.OUTPUT_DIR = str(Path(cfg.OUTPUT_DIR, f"unseen_{choice}"))
     evaluator = Trainer.build_evaluator(cfg, name)
     with ready_for(cfg, model, name) as chosen:
-        scores = inference_on_dataset(build_test_model(cfg, model), Trainer.build_test_loader(cfg, name), evaluator)[
-            "sem_seg"
-        ]
+        scores = inference_on_dataset(
+            build_inference_model(cfg, model), Trainer.build_test_loader(cfg, name), evaluator
+        )["sem_seg"]
     row = {"dataset": name, "choice": choice, "norm": chosen.norm, "classifier": chosen.classifier}
     numbers = {key: scores[key] for key in ("mIoU", "fwIoU", "pACC")}
     return {**row, **numbers, "distances": chosen.distances}

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from .checkpoint import AtomicCheckpointer
-from .checkpoint_file import CheckpointError
+from ..checkpoint import AtomicCheckpointer, CheckpointError, load_weights
 from .config_file import ConfigError, load_config
-from .initial_weights import load_weights
 from .launch import launch
 from .setup import argument_parser, setup
 from .signals import EXIT_STOPPED

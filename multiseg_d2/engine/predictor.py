@@ -10,15 +10,14 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from multiseg_d2.data.augment import CropWindow
-from multiseg_d2.evaluation.evaluator import predicted_labels
-from multiseg_d2.label_space import LabelSpace
-from multiseg_d2.modeling.test_time import build_test_model
-from multiseg_d2.modeling.unseen_norm import unseen_dataset
-from multiseg_d2.yaml_file import did_you_mean
-
+from ..checkpoint import load_weights
+from ..data.augment import CropWindow
+from ..evaluation.evaluator import predicted_labels
+from ..label_space import LabelSpace
+from ..modeling.augmented import build_inference_model
+from ..modeling.norm import unseen_dataset
+from ..yaml_file import did_you_mean
 from .config_file import ConfigError
-from .initial_weights import load_weights
 from .trainer import Trainer
 
 __all__ = ["Predictor"]
@@ -64,7 +63,7 @@ class Predictor:
         if not known:  # stays in place as long as the predictor
             self._stack.enter_context(unseen_dataset(model, self.space.name, self.space, norm))
             self._sample["dataset"] = self.space.name
-        self.model = build_test_model(cfg, model)
+        self.model = build_inference_model(cfg, model)
 
     @torch.no_grad()
     def __call__(self, image: np.ndarray, name: str = "an image") -> np.ndarray:

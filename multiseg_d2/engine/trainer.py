@@ -17,17 +17,15 @@ from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
 from torch import nn
 
-from multiseg_d2.data import loader
-from multiseg_d2.evaluation import build_evaluator, write_report
-from multiseg_d2.modeling.test_time import build_test_model
-
-from .checkpoint import AtomicCheckpointer
-from .checkpoint_file import check_plain
+from ..checkpoint import AtomicCheckpointer, load_weights
+from ..checkpoint.file import check_plain
+from ..checkpoint.resume import ResumeError, check_parameter_names, check_sizes, log_config_changes, run_facts
+from ..data import loader
+from ..evaluation import build_evaluator, write_report
+from ..modeling.augmented import build_inference_model
 from .hooks import CheckpointHook, EvaluationHook, LearningRateHook, StopHook
-from .initial_weights import load_weights
 from .preview import PreviewHook
 from .ranks import broadcast, draw_seed, seed_step, unwrapped, wrap_model
-from .resume_checks import ResumeError, check_parameter_names, check_sizes, log_config_changes, run_facts
 from .signals import StopSignals
 from .solver import build_gradient_clipper, build_lr_scheduler, build_optimizer
 from .step import TrainStep
@@ -192,7 +190,7 @@ class Trainer(DefaultTrainer):
         """
         plain = unwrapped(model)
         broadcast(plain.buffers())
-        model = build_test_model(cfg, plain)
+        model = build_inference_model(cfg, plain)
         results: dict[str, Any] = {}
         for index, name in enumerate(cfg.DATASETS.TEST):
             evaluator = evaluators[index] if evaluators else cls.build_evaluator(cfg, name)

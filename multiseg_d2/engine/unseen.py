@@ -9,9 +9,9 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import nn
 
-from multiseg_d2.data.mapper import TestMapper
-from multiseg_d2.modeling.unseen_norm import CHOICES, UnseenChoice, is_unseen, unseen_dataset
-from multiseg_d2.yaml_file import did_you_mean
+from ..data.mapper import TestMapper
+from ..modeling.norm import CHOICES, UnseenChoice, is_unseen, unseen_dataset
+from ..yaml_file import did_you_mean
 
 __all__ = ["NUM_IMAGES", "ready_for", "unseen_problems"]
 

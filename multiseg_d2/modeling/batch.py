@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
-from multiseg_d2.label_space import IGNORE
+from ..label_space import IGNORE
 
 __all__ = ["Batch", "count_valid", "group_by_dataset", "pad_and_stack", "runs"]
 

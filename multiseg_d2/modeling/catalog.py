@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from multiseg_d2.label_space import LabelSpace
+from ..label_space import LabelSpace
 
 __all__ = ["UnknownLabelSpaceError", "catalog_space", "requested_space", "training_datasets", "training_spaces"]
 

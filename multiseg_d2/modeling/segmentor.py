@@ -10,12 +10,11 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_backbone, build_sem_se
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from multiseg_d2.label_space import IGNORE, LabelSpace
-
+from ..label_space import IGNORE, LabelSpace
 from .active import active_datasets
 from .batch import Batch, count_valid, group_by_dataset, pad_and_stack, runs
 from .catalog import requested_space
-from .norm_conversion import apply_dataset_norm
+from .norm import apply_dataset_norm
 
 __all__ = ["MultiDatasetSegmentor"]
 

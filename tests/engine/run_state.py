@@ -6,7 +6,7 @@ import json
 
 import torch
 
-from multiseg_d2.engine.checkpoint_file import read_checkpoint
+from multiseg_d2.checkpoint.file import read_checkpoint
 
 
 def assert_same(a, b, where=""):

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from multiseg_d2.checkpoint.file import read_checkpoint
 from multiseg_d2.engine import argument_parser, launch
-from multiseg_d2.engine.checkpoint_file import read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 SETS = ("toy_day", "toy_dusk", "toy_rain")

@@ -7,7 +7,7 @@ import signal
 import pytest
 from run_state import assert_same, drawn, final_state
 
-from multiseg_d2.engine.checkpoint_file import read_checkpoint
+from multiseg_d2.checkpoint.file import read_checkpoint
 from multiseg_d2.engine.signals import EXIT_STOPPED
 
 KEYS = ["SOLVER.CHECKPOINT_PERIOD", "2"]

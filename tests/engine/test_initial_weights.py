@@ -8,8 +8,8 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from multiseg_d2.engine.checkpoint_file import CheckpointError
-from multiseg_d2.engine.initial_weights import load_weights
+from multiseg_d2.checkpoint.file import CheckpointError
+from multiseg_d2.checkpoint.weights import load_weights
 from multiseg_d2.engine.ranks import seed_step
 
 THREE = ["DATASETS.TRAIN", "('tiny_a_train', 'tiny_b_train', 'tiny_c_train')"]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 from run_state import assert_same, drawn, final_state
 
-from multiseg_d2.engine.checkpoint_file import read_checkpoint
+from multiseg_d2.checkpoint import ResumeError
+from multiseg_d2.checkpoint.file import read_checkpoint
 
 FPN = ["MODEL.SEM_SEG_HEAD.DECODER", "FPNDecoder", "MODEL.SEM_SEG_HEAD.IN_FEATURES", "['res4', 'res5']"]
 MODES = {
@@ -73,3 +76,31 @@ def test_resuming_a_finished_run_trains_no_more(tiny_train):
 
 def test_resume_without_a_checkpoint_starts_at_step_0(tiny_train):
     assert [step for step, *_ in drawn(tiny_train("--resume", out="empty"))] == list(range(6))
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (["DATASETS.TRAIN", "('tiny_a_train',)"], "DATASETS.TRAIN: the checkpoint has 'tiny_b_train' in addition"),
+        (["DATASETS.TRAIN", "('tiny_b_train', 'tiny_a_train')"], "DATASETS.TRAIN: other order"),
+        (["SOLVER.IMS_PER_BATCH", "4"], "IMS_PER_BATCH: 2 in the checkpoint, 4 in this run"),
+        (["SEED", "8"], "seed: 7 in the checkpoint, 8 in this run"),
+        (["MODEL.SEM_SEG_HEAD.CONVS_DIM", "12"], "sem_seg_head.decoder"),
+        (["SOLVER.HEAD_LR_FACTOR", "10.0"], "parameters are grouped differently"),
+    ],
+)
+def test_a_changed_run_is_not_resumed(tiny_train, keys, message):
+    tiny_train("SOLVER.MAX_ITER", "1")
+    with pytest.raises(ResumeError, match=message):
+        tiny_train("--resume", *keys)
+
+
+def test_a_changed_key_that_does_no_harm_is_told(tiny_train, caplog, monkeypatch):
+    logger = logging.getLogger("multiseg_d2.checkpoint.resume")  # a run's set-up cuts its parent off from the root
+    monkeypatch.setattr(logger, "handlers", [caplog.handler])
+    monkeypatch.setattr(logger, "propagate", False)
+    tiny_train("SOLVER.MAX_ITER", "1")
+    tiny_train("--resume", "SOLVER.MAX_ITER", "2", "DATALOADER.NUM_WORKERS", "0", "SOLVER.BASE_LR", "0.01")
+    told = [r.getMessage() for r in caplog.records if "the config has changed" in r.getMessage()]
+    assert len(told) == 1 and "SOLVER.BASE_LR: 0.05 in the checkpoint, 0.01 in this run" in told[0]
+    assert "SOLVER.MAX_ITER: 1 in the checkpoint, 2 in this run" in told[0] and "OUTPUT_DIR" not in told[0]

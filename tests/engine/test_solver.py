@@ -12,7 +12,7 @@ from torch import nn
 
 from multiseg_d2.engine.config_file import default_config
 from multiseg_d2.engine.solver import build_lr_scheduler, build_optimizer, parameter_groups
-from multiseg_d2.modeling.norm_conversion import convert_dataset_norm
+from multiseg_d2.modeling.norm.conversion import convert_dataset_norm
 
 
 class Small(nn.Module):

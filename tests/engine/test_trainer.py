@@ -14,10 +14,10 @@ from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.utils.events import EventStorage
 from run_state import assert_same, drawn, final_state
 
+from multiseg_d2.checkpoint.file import CheckpointError
+from multiseg_d2.checkpoint.resume import ResumeError
 from multiseg_d2.engine import Trainer
-from multiseg_d2.engine.checkpoint_file import CheckpointError
 from multiseg_d2.engine.hooks import flat_numbers
-from multiseg_d2.engine.resume_checks import ResumeError
 from multiseg_d2.engine.signals import EXIT_STOPPED
 
 TEST = ["DATASETS.TEST", "('tiny_a_val', 'tiny_b_val')"]

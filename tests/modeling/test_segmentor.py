@@ -11,7 +11,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 
 from multiseg_d2.modeling import MultiDatasetSegmentor
 from multiseg_d2.modeling.catalog import UnknownLabelSpaceError
-from multiseg_d2.modeling.dataset_norm import DatasetBatchNorm2d
+from multiseg_d2.modeling.norm.dataset_norm import DatasetBatchNorm2d
 
 NO_AUX = "MODEL.SEM_SEG_HEAD.AUX_LOSS_WEIGHT", 0.0
 DATASET_NORM = "MODEL.DATASET_NORM.ENABLED", True

@@ -6,8 +6,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from multiseg_d2.label_space import LabelSpace
-
+from ...label_space import LabelSpace
 from ..batch import Batch
 from .per_dataset import PerDatasetHead
 

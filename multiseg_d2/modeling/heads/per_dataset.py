@@ -10,8 +10,7 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from multiseg_d2.label_space import LabelSpace
-
+from ...label_space import LabelSpace
 from ..batch import Batch
 from ..catalog import UnknownLabelSpaceError, training_datasets, training_spaces
 from ..decoders import build_decoder, conv_norm_relu

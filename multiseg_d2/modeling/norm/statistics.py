@@ -9,10 +9,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from multiseg_d2.label_space import LabelSpace
-
+from ...label_space import LabelSpace
+from .conversion import dataset_norms
 from .dataset_norm import DatasetBatchNorm2d
-from .norm_conversion import dataset_norms
 
 __all__ = ["InputStatistics", "branch_distances", "divergence", "forward_as", "own_space"]
 

@@ -17,13 +17,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from multiseg_d2.label_space import LabelSpace
-from multiseg_d2.yaml_file import did_you_mean
-
+from ...label_space import LabelSpace
+from ...yaml_file import did_you_mean
+from ..translate import best_covering, translated_scores
+from .conversion import dataset_norms
 from .dataset_norm import DatasetBatchNorm2d, DatasetBranchError
-from .norm_conversion import dataset_norms
-from .norm_statistics import InputStatistics, branch_distances, forward_as, own_space
-from .unseen_classes import best_covering, translated_scores
+from .statistics import InputStatistics, branch_distances, forward_as, own_space
 
 __all__ = ["CHOICES", "UnseenChoice", "average_branch", "is_unseen", "unseen_dataset"]
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from multiseg_d2.modeling.test_time import TestTimeInference, build_test_model, window_starts
+from multiseg_d2.modeling.augmented import AugmentedInference, build_inference_model, window_starts
 
 
 class Local(nn.Module):
@@ -46,7 +46,7 @@ def scores(model, s):
 
 def test_one_view_is_the_segmentor_itself():
     model = Local()
-    assert torch.equal(scores(TestTimeInference(model), sample()), scores(model, sample()))
+    assert torch.equal(scores(AugmentedInference(model), sample()), scores(model, sample()))
 
 
 @torch.no_grad()
@@ -59,13 +59,13 @@ def test_scales_and_flips_are_the_mean_of_probabilities():
         mirrored = torch.stack([resized[..., -1 - x] for x in range(size[1])], -1)
         answer = scores(model, {**s, "image": mirrored}).softmax(0)
         expected += torch.stack([answer[..., 29 - x] for x in range(30)], -1)
-    found = scores(TestTimeInference(model, (0.5, 1.0, 1.5), flip=True), s)
+    found = scores(AugmentedInference(model, (0.5, 1.0, 1.5), flip=True), s)
     torch.testing.assert_close(found.softmax(0), expected / 6)
 
 
 def test_sigmoid_scores_are_averaged_as_such():
     model, s = Local(), sample()
-    found = scores(TestTimeInference(model, (1.0,), flip=True, activation="sigmoid"), s)
+    found = scores(AugmentedInference(model, (1.0,), flip=True, activation="sigmoid"), s)
     flipped = scores(model, {**s, "image": s["image"].flip(-1)}).flip(-1)
     torch.testing.assert_close(found.sigmoid(), (scores(model, s).sigmoid() + flipped.sigmoid()) / 2)
 
@@ -73,7 +73,7 @@ def test_sigmoid_scores_are_averaged_as_such():
 @torch.no_grad()
 def test_sliding_window_is_the_mean_of_the_windows_that_cover_a_pixel():
     model, s = Local(), sample(height=20, width=31)
-    found = scores(TestTimeInference(model, window=(12, 9)), s)
+    found = scores(AugmentedInference(model, window=(12, 9)), s)
     tops, lefts = [0, 8], [0, 6, 12, 18, 22]  # steps of two thirds, the last window ends with the image
     assert (window_starts(20, 12), window_starts(31, 9)) == (tops, lefts)
     windows = {
@@ -97,7 +97,7 @@ def test_windows_cover_everything_and_stay_inside(length, window):
 
 def test_window_applies_to_every_scale_and_the_network_never_sees_more():
     model = Local()
-    found = scores(TestTimeInference(model, (0.5, 2.0), window=(12, 12)), sample(height=20, width=30))
+    found = scores(AugmentedInference(model, (0.5, 2.0), window=(12, 12)), sample(height=20, width=30))
     assert found.shape == (4, 20, 30)
     assert max(h for h, _ in model.sizes) <= 12 and max(w for _, w in model.sizes) <= 12
 
@@ -105,18 +105,18 @@ def test_window_applies_to_every_scale_and_the_network_never_sees_more():
 def test_wanted_size_differs_from_the_image():
     s = sample(height=50, width=44)
     s["image"] = s["image"][:, :25, :22]
-    for model in (TestTimeInference(Local(), (1.0, 1.5)), TestTimeInference(Local(), window=(12, 12))):
+    for model in (AugmentedInference(Local(), (1.0, 1.5)), AugmentedInference(Local(), window=(12, 12))):
         assert scores(model, s).shape == (4, 50, 44)
 
 
 def test_an_image_that_does_not_fit_is_tiled_and_said_so(caplog):
     model = Local(limit=300 * 300)
     big, small = sample(height=500, width=400, file_name="big.png"), sample(height=200, width=300)
-    tester = TestTimeInference(model)
+    tester = AugmentedInference(model)
     with caplog.at_level(logging.WARNING):
         found = scores(tester, big)
     assert "big.png" in caplog.text and "(250, 200)" in caplog.text
-    torch.testing.assert_close(found, scores(TestTimeInference(Local(), window=(250, 200)), big))
+    torch.testing.assert_close(found, scores(AugmentedInference(Local(), window=(250, 200)), big))
     model.sizes.clear()
     scores(tester, big), scores(tester, small)
     assert (500, 400) not in model.sizes  # remembered for this size
@@ -125,7 +125,7 @@ def test_an_image_that_does_not_fit_is_tiled_and_said_so(caplog):
 
 def test_running_out_of_memory_at_the_smallest_tile_is_an_error():
     with pytest.raises(RuntimeError, match=r"even with tiles of \(128, 128\)"):
-        scores(TestTimeInference(Local(limit=100)), sample(height=512, width=512))
+        scores(AugmentedInference(Local(limit=100)), sample(height=512, width=512))
 
 
 def test_other_errors_pass_through():
@@ -134,7 +134,7 @@ def test_other_errors_pass_through():
             raise RuntimeError("shape mismatch")
 
     with pytest.raises(RuntimeError, match="shape mismatch"):
-        scores(TestTimeInference(Broken()), sample())
+        scores(AugmentedInference(Broken()), sample())
 
 
 @pytest.mark.parametrize(
@@ -142,14 +142,14 @@ def test_other_errors_pass_through():
 )
 def test_settings_are_checked(options):
     with pytest.raises(ValueError, match=r"TEST\.|activation"):
-        TestTimeInference(Local(), **options)
+        AugmentedInference(Local(), **options)
 
 
 def test_from_config(make_cfg, make_model, make_sample):
     model = make_model().eval()
-    assert build_test_model(make_cfg(), model).views == [(1.0, False)]
+    assert build_inference_model(make_cfg(), model).views == [(1.0, False)]
     cfg = make_cfg("TEST.AUG.ENABLED", True, "TEST.AUG.SCALES", (0.5, 1.0), "TEST.SLIDING_WINDOW", (32, 32))
-    tester = build_test_model(cfg, model)
+    tester = build_inference_model(cfg, model)
     assert tester.views == [(0.5, False), (0.5, True), (1.0, False), (1.0, True)]  # TEST.AUG.FLIP is on by default
     found = tester([make_sample(0, "beta")])[0]["sem_seg"]
     assert found.shape == (3, 48, 64)

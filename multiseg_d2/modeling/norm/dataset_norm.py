@@ -9,18 +9,10 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from .active import current_groups, is_recomputing
-from .grouped_norm import Run, grouped_batch_norm, synchronised_batch_norm, synchronised_statistics
-from .norm_branch import (
-    by_running,
-    has_kernel,
-    normalise,
-    normalise_by_running,
-    running_update,
-    update_running,
-    uses_batch,
-)
+from ..active import current_groups, is_recomputing
+from .grouped import Run, grouped_batch_norm, synchronised_batch_norm, synchronised_statistics
 
 __all__ = ["DatasetBatchNorm2d", "DatasetBranchError"]
 
@@ -159,16 +151,16 @@ class DatasetBatchNorm2d(nn.Module):
             return self._synchronised(x, runs, branches)
         used = [branches[run.branch] for run in runs]
         area = x.shape[2] * x.shape[3]
-        single = [uses_batch(branch) and run.stop - run.start == area == 1 for run, branch in zip(runs, used)]
+        single = [_uses_batch(branch) and run.stop - run.start == area == 1 for run, branch in zip(runs, used)]
         if any(single):
             self._check_single([names[run.branch] for run, one in zip(runs, single) if one], mixed=not all(single))
         if len(runs) == 1:
-            return normalise(used[0], x)
-        if not any(single) and runs and all(uses_batch(branch) and has_kernel(branch, x) for branch in used):
-            update = [(None, None, 0.0) if is_recomputing() else running_update(branch) for branch in used]
+            return _normalise(used[0], x)
+        if not any(single) and runs and all(_uses_batch(branch) and _has_kernel(branch, x) for branch in used):
+            update = [(None, None, 0.0) if is_recomputing() else _running_update(branch) for branch in used]
             affine = [(branch.weight, branch.bias) for branch in used]
             return grouped_batch_norm(x, runs, affine, [u[:2] for u in update], [u[2] for u in update], self.eps)
-        how = [normalise_by_running if one else normalise for one in single]
+        how = [_normalise_by_running if one else _normalise for one in single]
         parts = [call(branch, x[run.start : run.stop]) for call, run, branch in zip(how, runs, used)]
         return torch.cat(parts) if parts else x
 
@@ -190,11 +182,11 @@ class DatasetBatchNorm2d(nn.Module):
         return runs
 
     def _synchronised(self, x: Tensor, runs: list[Run], branches: list[nn.BatchNorm2d]) -> Tensor:
-        modes = {name: uses_batch(branch) for name, branch in self.branches.items()}
+        modes = {name: _uses_batch(branch) for name, branch in self.branches.items()}
         if not all(modes.values()):
             if any(modes.values()):
                 raise RuntimeError(f"{self._here()}: with sync, all branches train or none does, not {modes}")
-            return torch.cat([normalise(branches[r.branch], x[r.start : r.stop]) for r in runs]) if runs else x
+            return torch.cat([_normalise(branches[r.branch], x[r.start : r.stop]) for r in runs]) if runs else x
         with torch.no_grad():
             statistics = synchronised_statistics(x.detach(), runs, len(branches))
         values = [0] * len(branches)
@@ -205,10 +197,10 @@ class DatasetBatchNorm2d(nn.Module):
             single = [i for i, total in enumerate(totals) if total == 1]
             if single:
                 self._check_single([self.datasets[i] for i in single], mixed=max(totals) > 1)
-                statistics = by_running(statistics, single, branches)
+                statistics = _by_running(statistics, single, branches)
         if not is_recomputing():
             for i, branch in enumerate(branches):
-                update_running(branch, *(s[i] for s in statistics))
+                _update_running(branch, *(s[i] for s in statistics))
         return synchronised_batch_norm(x, runs, [(b.weight, b.bias) for b in branches], statistics, self.eps)
 
     def _here(self) -> str:
@@ -271,3 +263,69 @@ def _checked_names(datasets: Sequence[str]) -> list[str]:
         if not name or "." in name or hasattr(nn.ModuleDict, name):
             raise ValueError(f"{name!r} cannot name a norm branch: it is empty, has a dot, or is a name of ModuleDict")
     return names
+
+
+# ---- one branch ----------------------------------------------------------------------------------------------------
+def _uses_batch(branch: nn.Module) -> bool:
+    """Whether a branch normalises by the batch's statistics rather than by its running ones."""
+    # A branch may have become a FrozenBatchNorm2d, by Detectron2's own conversion, which ignores the mode.
+    return isinstance(branch, nn.BatchNorm2d) and (branch.training or branch.running_mean is None)
+
+
+def _has_kernel(branch: nn.BatchNorm2d, x: Tensor) -> bool:
+    """Whether the kernel that writes into a given output takes these types; devices disagree on pure 16-bit models."""
+    wide = x.dtype in (torch.float32, torch.float64) or (branch.affine and branch.weight.dtype == torch.float32)
+    return wide and x.device.type in ("cpu", "cuda")
+
+
+def _normalise(branch: nn.Module, x: Tensor) -> Tensor:
+    """A branch's own forward pass; in a recomputation without a second update of its running statistics."""
+    if is_recomputing() and _uses_batch(branch):
+        # Copies, not None: a recomputation must save as many tensors as the forward pass did.
+        running = [None if s is None else s.clone() for s in (branch.running_mean, branch.running_var)]
+        return F.batch_norm(x, *running, branch.weight, branch.bias, True, 0.0, branch.eps)
+    return branch(x)
+
+
+def _normalise_by_running(branch: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    """Batch norm as at test time, in a training step; running statistics stay as they are."""
+    return F.batch_norm(x, branch.running_mean, branch.running_var, branch.weight, branch.bias, False, 0.0, branch.eps)
+
+
+def _by_running(
+    statistics: tuple[Tensor, Tensor, Tensor], chosen: Sequence[int], branches: Sequence[nn.BatchNorm2d]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Batch statistics (total, mean, variance) with the chosen branches' rows replaced by their running statistics.
+
+    Their totals become infinite: as many values as it takes for one more not to change the mean, so that the backward
+    pass finds no gradient through them.
+    """
+    total, mean, var = (s.clone() for s in statistics)
+    for i in chosen:
+        total[i] = torch.inf
+        mean[i], var[i] = branches[i].running_mean, branches[i].running_var
+    return total, mean, var
+
+
+def _running_update(branch: nn.BatchNorm2d) -> tuple[Tensor | None, Tensor | None, float]:
+    """Running statistics of a branch and the share of the batch in them; counts the batch."""
+    if branch.running_mean is None or not branch.training:
+        return None, None, 0.0
+    branch.num_batches_tracked.add_(1)
+    factor = 1.0 / float(branch.num_batches_tracked) if branch.momentum is None else branch.momentum
+    return branch.running_mean, branch.running_var, factor
+
+
+@torch.no_grad()
+def _update_running(branch: nn.BatchNorm2d, total: Tensor, mean: Tensor, var: Tensor) -> None:
+    """The same for statistics over all processes; a branch that none used stays bit-identical."""
+    if branch.running_mean is None or not branch.training:
+        return
+    used = (total > 0) & total.isfinite()  # infinite: the running statistics themselves, see `_by_running`
+    branch.num_batches_tracked.add_(used)
+    factor = 1.0 / branch.num_batches_tracked.clamp(min=1) if branch.momentum is None else branch.momentum
+    factor = torch.where(used, factor, 0.0).to(mean.dtype)
+    total = torch.where(used, total, 1.0)
+    unbiased = var * (total / (total - 1).clamp(min=1)).to(var.dtype)
+    branch.running_mean.lerp_(mean.to(branch.running_mean.dtype), factor)
+    branch.running_var.lerp_(unbiased.to(branch.running_var.dtype), factor)

@@ -12,8 +12,8 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import nn
 
-from .checkpoint_file import CheckpointError
-from .initial_weights import class_names
+from .file import CheckpointError
+from .weights import class_names
 
 __all__ = [
     "ResumeError",

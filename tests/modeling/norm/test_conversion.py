@@ -14,14 +14,14 @@ from detectron2.solver.build import get_default_optimizer_params
 from torch import nn
 
 from multiseg_d2.modeling.active import active_datasets
-from multiseg_d2.modeling.dataset_norm import DatasetBatchNorm2d, DatasetBranchError
-from multiseg_d2.modeling.norm_conversion import (
+from multiseg_d2.modeling.norm.conversion import (
     add_dataset_branch,
     convert_dataset_norm,
     dataset_norms,
     norm_report,
     single_dataset_model,
 )
+from multiseg_d2.modeling.norm.dataset_norm import DatasetBatchNorm2d, DatasetBranchError
 
 DATASETS = ("camvid", "bdd100k")
 ENTRIES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")

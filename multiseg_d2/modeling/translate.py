@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from multiseg_d2.label_space import IGNORE, LabelSpace, remap
-
+from ..label_space import IGNORE, LabelSpace, remap
 from .catalog import UnknownLabelSpaceError
 
 __all__ = ["best_covering", "translate_scores", "translated_scores"]

@@ -12,9 +12,9 @@ import torch
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.modeling import build_backbone
 
-from multiseg_d2.modeling.weight_files import UnsafeFileError, read_pickle
-from multiseg_d2.modeling.weight_names import KeyFormat, register_key_format
-from multiseg_d2.modeling.weights import load_pretrained, read_pretrained
+from multiseg_d2.checkpoint.file import CheckpointError, UnsafeCheckpointError, read_pickle
+from multiseg_d2.checkpoint.names import KeyFormat, register_key_format
+from multiseg_d2.checkpoint.weights import load_pretrained, read_pretrained
 
 R18_BLOCKS = {"layer1": (64, 64), "layer2": (64, 128), "layer3": (128, 256), "layer4": (256, 512)}
 RGB = {"input_format": "RGB", "pixel_mean": (123.675, 116.28, 103.53), "pixel_std": (58.395, 57.12, 57.375)}
@@ -210,7 +210,7 @@ def test_deep_stem_names(make_model, tmp_path, names):
 
 
 def test_another_network_is_refused(make_model, tmp_path):
-    with pytest.raises(ValueError, match=r"other shapes.*DEPTH"):
+    with pytest.raises(CheckpointError, match=r"other shapes.*DEPTH"):
         load_pretrained(make_model("MODEL.RESNETS.DEPTH", 50), save(tmp_path / "r18.pth", torchvision_resnet18()))
 
 
@@ -252,7 +252,7 @@ class Malicious:
 def test_no_code_is_run(make_model, tmp_path, name):
     trap = tmp_path / "trap"
     path = save(tmp_path / name, {"model": {"x": Malicious(trap)}, "layer1.0.conv1.weight": torch.zeros(1)})
-    with pytest.raises(UnsafeFileError, match=name):
+    with pytest.raises(UnsafeCheckpointError, match=name):
         read_pretrained(path)
     assert not trap.exists()
 
@@ -268,7 +268,7 @@ def test_pickles_of_plain_things_only(tmp_path):
     assert np.array_equal(read["a"], arrays["a"]) and read["b"] == arrays["b"]
     assert list(read["c"]) == ["z"]
     for thing in (np.sum, logging.getLogger(), torch.nn.ReLU()):
-        with pytest.raises(UnsafeFileError):
+        with pytest.raises(UnsafeCheckpointError):
             read_pickle(save(tmp_path / "other.pkl", {"x": thing}))
 
 
@@ -277,22 +277,22 @@ def test_broken_files_are_named(tmp_path, name):
     path = tmp_path / name
     save(path, torchvision_resnet18() if name.endswith("pth") else numpy_state(torchvision_resnet18()))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(ValueError, match=name):
+    with pytest.raises(CheckpointError, match=name):
         read_pretrained(str(path))
 
 
 def test_unknown_names_are_shown(tmp_path):
-    with pytest.raises(ValueError, match=r"no known format.*whatever\.weight"):
+    with pytest.raises(CheckpointError, match=r"no known format.*whatever\.weight"):
         read_pretrained(save(tmp_path / "x.pth", {"whatever.weight": torch.zeros(2)}))
-    with pytest.raises(ValueError, match="no tensors"):
+    with pytest.raises(CheckpointError, match="no tensors"):
         read_pretrained(save(tmp_path / "y.pth", {"epoch": 3}))
 
 
 def test_a_new_backbone_brings_its_names(make_model, tmp_path, monkeypatch):
-    from multiseg_d2.modeling import weight_names, weights
+    from multiseg_d2.checkpoint import names, weights
 
-    formats = list(weight_names.KEY_FORMATS)
-    monkeypatch.setattr(weight_names, "KEY_FORMATS", formats)
+    formats = list(names.KEY_FORMATS)
+    monkeypatch.setattr(names, "KEY_FORMATS", formats)
     monkeypatch.setattr(weights, "KEY_FORMATS", formats)
     register_key_format(
         KeyFormat("made up", lambda keys, author: "first" in keys, lambda k: {"first": "stem.conv1.weight"}.get(k))

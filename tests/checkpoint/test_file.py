@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from multiseg_d2.engine.checkpoint_file import (
+from multiseg_d2.checkpoint.file import (
     BrokenCheckpointError,
     CheckpointError,
     UnsafeCheckpointError,

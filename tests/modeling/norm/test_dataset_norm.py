@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint as plain_checkpoint
 
 from multiseg_d2.modeling.active import active_datasets, checkpoint
-from multiseg_d2.modeling.dataset_norm import DatasetBatchNorm2d, DatasetBranchError
+from multiseg_d2.modeling.norm.dataset_norm import DatasetBatchNorm2d, DatasetBranchError
 
 C = 5
 DATASETS = ("camvid", "bdd100k", "coco")

@@ -13,15 +13,15 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 from torch import nn
 
-from .checkpoint_file import (
+from .file import (
     BrokenCheckpointError,
     CheckpointError,
     read_checkpoint,
     write_checkpoint,
-    write_whole,
+    write_file,
 )
-from .initial_weights import load_weights
-from .resume_checks import ResumeError, differences, state_differences
+from .resume import ResumeError, differences, state_differences
+from .weights import load_weights
 
 __all__ = ["AtomicCheckpointer"]
 
@@ -88,8 +88,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Names the last checkpoint in the file ``last_checkpoint``, where Detectron2 looks for it."""
-        text = last_filename_basename.encode()
-        write_whole(Path(self.save_dir, "last_checkpoint"), lambda file: file.write(text), len(text))
+        write_file(Path(self.save_dir, "last_checkpoint"), last_filename_basename, needed=len(last_filename_basename))
 
     def start_anew(self) -> None:
         """Says that checkpoints in the folder are an earlier run's: this one is not to be resumed from them."""

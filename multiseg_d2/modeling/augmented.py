@@ -10,18 +10,18 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["TestTimeInference", "build_test_model", "window_starts"]
+__all__ = ["AugmentedInference", "build_inference_model", "window_starts"]
 
 logger = logging.getLogger(__name__)
 #: Tiles are not made smaller than this when memory runs out: a network that fails here is too big for the device.
 MIN_TILE = 128
 
 
-def build_test_model(cfg: CfgNode, model: nn.Module) -> TestTimeInference:
+def build_inference_model(cfg: CfgNode, model: nn.Module) -> AugmentedInference:
     """Wraps a segmentor as ``TEST.AUG`` and ``TEST.SLIDING_WINDOW`` say."""
     augment = cfg.TEST.AUG
     head = getattr(model, "module", model).sem_seg_head
-    return TestTimeInference(
+    return AugmentedInference(
         model,
         scales=augment.SCALES if augment.ENABLED else (1.0,),
         flip=augment.FLIP if augment.ENABLED else False,
@@ -30,7 +30,7 @@ def build_test_model(cfg: CfgNode, model: nn.Module) -> TestTimeInference:
     )
 
 
-class TestTimeInference(nn.Module):
+class AugmentedInference(nn.Module):
     """A segmentor that is called like the one it wraps, in evaluation mode.
 
     Each view (scale, mirrored or not) is scored and brought back to the wanted size; the mean is taken over
@@ -48,8 +48,6 @@ class TestTimeInference(nn.Module):
             windows overlap. (0, 0) scores whole images. Applied at every scale.
         activation: "softmax" or "sigmoid".
     """
-
-    __test__ = False  # not a test class, whatever pytest thinks of its name
 
     def __init__(
         self,

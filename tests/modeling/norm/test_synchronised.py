@@ -17,7 +17,7 @@ from torch import nn
 
 import multiseg_d2
 from multiseg_d2.modeling.active import active_datasets, checkpoint
-from multiseg_d2.modeling.dataset_norm import DatasetBatchNorm2d
+from multiseg_d2.modeling.norm.dataset_norm import DatasetBatchNorm2d
 
 C = 4
 DATASETS = ("camvid", "bdd100k", "coco")

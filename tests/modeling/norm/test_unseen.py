@@ -11,11 +11,11 @@ from torch import nn
 
 from multiseg_d2.label_space import IGNORE
 from multiseg_d2.modeling.active import active_datasets
-from multiseg_d2.modeling.dataset_norm import DatasetBatchNorm2d, DatasetBranchError
-from multiseg_d2.modeling.norm_conversion import dataset_norms, single_dataset_model
-from multiseg_d2.modeling.norm_statistics import InputStatistics, branch_distances, divergence, forward_as
-from multiseg_d2.modeling.unseen_classes import translate_scores
-from multiseg_d2.modeling.unseen_norm import CHOICES, average_branch, is_unseen, unseen_dataset
+from multiseg_d2.modeling.norm.conversion import dataset_norms, single_dataset_model
+from multiseg_d2.modeling.norm.dataset_norm import DatasetBatchNorm2d, DatasetBranchError
+from multiseg_d2.modeling.norm.statistics import InputStatistics, branch_distances, divergence, forward_as
+from multiseg_d2.modeling.norm.unseen import CHOICES, average_branch, is_unseen, unseen_dataset
+from multiseg_d2.modeling.translate import translate_scores
 
 SIZE, MADE = (24, 32), {}
 

@@ -10,7 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.layers import FrozenBatchNorm2d, NaiveSyncBatchNorm
 from torch import nn
 
-from .catalog import training_datasets
+from ..catalog import training_datasets
 from .dataset_norm import DatasetBatchNorm2d, DatasetBranchError
 
 __all__ = [

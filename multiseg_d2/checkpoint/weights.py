@@ -1,0 +1,318 @@
+"""The weights that a run or an evaluation starts from: ImageNet's for the backbone, or a whole model's.
+
+:mod:`.file` reads files, :mod:`.names` knows what other programs call the tensors in them.
+"""
+
+from __future__ import annotations
+
+import logging
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils.file_io import PathManager
+from torch import Tensor, nn
+
+from .file import CheckpointError, read_checkpoint, read_state
+from .names import KEY_FORMATS, KeyFormat, PixelConvention
+
+__all__ = ["LoadReport", "PretrainedWeights", "class_names", "load_pretrained", "load_weights", "read_pretrained"]
+
+logger = logging.getLogger(__name__)
+
+_SHOWN = 10
+
+
+def load_weights(model: nn.Module, path: str, *, complete: bool = False, cfg: CfgNode | None = None) -> None:
+    """Loads ``path`` into a model, in place. No code from the file is run.
+
+    A file with tensors of a whole model (``backbone.*`` and a head) is matched by name; what the file lacks (the
+    classifier of a new dataset, say) is listed and stays as it was initialised. Any other file is taken as a backbone's
+    ImageNet weights.
+
+    Args:
+        model: a segmentor.
+        path: local path, or anything that Detectron2's PathManager resolves; "" leaves the model as it is.
+        complete: every tensor of the model must be in the file: for evaluation.
+        cfg: for a warning where ``INPUT.FORMAT`` and the pixel mean are not those of an ImageNet file.
+
+    Raises:
+        CheckpointError: the file is broken or unsafe, or its classes, norms or shapes are not the model's.
+    """
+    model = _unwrapped(model)
+    if not path:
+        if complete:
+            raise CheckpointError("MODEL.WEIGHTS is empty: there is no trained model to evaluate")
+        logger.info("MODEL.WEIGHTS is empty: the model starts from its random initialisation")
+        return
+    content = _read(path)
+    prefixes = {key.split(".", 1)[0] for key in content["model"]}
+    if "backbone" in prefixes and len(prefixes) > 1:
+        _load_model(model, path, content, complete)
+        return
+    if complete:
+        raise CheckpointError(f"{path} holds a backbone only: name a trained model in MODEL.WEIGHTS to evaluate it")
+    pixels = {} if cfg is None else _pixel_settings(cfg)
+    load_pretrained(model, path, **pixels)
+
+
+def class_names(model: nn.Module) -> dict[str, list[str]]:
+    """Class names of each label space that a model knows, {} where it does not say."""
+    model = _unwrapped(model)
+    return model.class_names() if hasattr(model, "class_names") else {}
+
+
+def _read(path: str) -> dict[str, Any]:
+    """``{"model": tensors by name, "run": facts of the run or nothing}``."""
+    local = Path(PathManager.get_local_path(path))
+    if not local.is_file():
+        raise CheckpointError(f"MODEL.WEIGHTS: there is no file {path}")
+    if zipfile.is_zipfile(local):  # written by torch, so that its checksums can be compared
+        content = read_checkpoint(local)
+        if isinstance(content.get("model"), Mapping):
+            return {"model": dict(content["model"]), "run": content.get("run", {})}
+    return {"model": read_state(str(local))[0], "run": {}}
+
+
+def _pixel_settings(cfg: CfgNode) -> dict[str, Any]:
+    return {
+        "input_format": cfg.INPUT.FORMAT,
+        "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+        "pixel_std": cfg.MODEL.PIXEL_STD,
+    }
+
+
+def _load_model(model: nn.Module, path: str, content: Mapping[str, Any], complete: bool) -> None:
+    state, own = content["model"], model.state_dict()
+    problems = [
+        *_class_problems(content["run"].get("classes", {}), class_names(model)),
+        *_norm_problems(state, own),
+        *_shape_problems(state, own),
+    ]
+    if problems:
+        raise CheckpointError(f"{path} does not fit the model:\n" + "\n".join(f"  - {p}" for p in problems))
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    if missing and complete:
+        raise CheckpointError(f"{path} lacks {len(missing)} tensors of the model: {_shortened(missing)}")
+    if missing:
+        logger.warning("%s lacks %d tensors, which stay as initialised: %s", path, len(missing), _shortened(missing))
+    if unexpected:
+        logger.warning("%s has %d tensors that the model has not: %s", path, len(unexpected), _shortened(unexpected))
+    logger.info("loaded %d tensors from %s", len(state) - len(unexpected), path)
+
+
+def _class_problems(trained: Mapping[str, list[str]], own: Mapping[str, list[str]]) -> list[str]:
+    return [
+        f"dataset {name!r} has other classes:\n    in the file:  {trained[name]}\n    in the model: {own[name]}"
+        for name in own
+        if name in trained and list(trained[name]) != list(own[name])
+    ]
+
+
+def _norm_problems(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    """Norms per dataset read into plain ones: their plain keys hold what training began with, not what it learned."""
+    datasets = _norm_datasets(state)
+    if not datasets or _norm_datasets(own):
+        return []
+    return [
+        f"it has norms per dataset ({', '.join(datasets)}), the model has plain ones: set MODEL.DATASET_NORM.ENABLED, "
+        "or make a model of one dataset first (modeling.norm.conversion.single_dataset_model)"
+    ]
+
+
+def _norm_datasets(state: Mapping[str, Tensor]) -> list[str]:
+    """Datasets that have a branch in the norms: their keys beside the plain ones of the same norm."""
+    found = set()
+    for key in state:
+        norm, branches, rest = key.rpartition(".branches.")
+        dataset, _, entry = rest.partition(".")
+        if branches and f"{norm}.{entry}" in state:
+            found.add(dataset)
+    return sorted(found)
+
+
+def _shape_problems(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    return [
+        f"{key} is {tuple(state[key].shape)} in the file, {tuple(own[key].shape)} in the model"
+        for key in own
+        if key in state and tuple(state[key].shape) != tuple(own[key].shape)
+    ]
+
+
+def _shortened(keys: list[str]) -> str:
+    return ", ".join(keys[:_SHOWN]) + (f", ... ({len(keys) - _SHOWN} more)" if len(keys) > _SHOWN else "")
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+
+
+@dataclass
+class PretrainedWeights:
+    """Contents of a file.
+
+    Attributes:
+        path: where it was read.
+        origin: name of its :class:`KeyFormat`.
+        state: tensors by the backbone's own keys (``stem.conv1.weight``, ``res2.0.conv1.norm.bias``, ...).
+        unused: keys of the file that are no part of a backbone (ImageNet's classifier).
+        pixels: how images have to be presented, if the file's origin says so.
+    """
+
+    path: str
+    origin: str
+    state: dict[str, Tensor]
+    unused: list[str]
+    pixels: PixelConvention | None
+
+
+@dataclass
+class LoadReport:
+    """What came of loading a file into a backbone: its keys that were matched, and those left as they were.
+
+    Attributes:
+        source: path and origin of the file.
+        matched: the backbone's keys that were loaded.
+        missing: the backbone's keys that the file does not have.
+        unexpected: the file's keys that the backbone does not have.
+        unused: the file's keys that are no part of a backbone.
+    """
+
+    source: str
+    matched: list[str]
+    missing: list[str]
+    unexpected: list[str]
+    unused: list[str]
+
+    def __str__(self) -> str:
+        lines = [f"{self.source}: {len(self.matched)} tensors loaded"]
+        for what, keys in (("not in the file", self.missing), ("not in the backbone", self.unexpected)):
+            if keys:
+                shown = ", ".join(keys[:8]) + (", ..." if len(keys) > 8 else "")
+                lines.append(f"{len(keys)} {what}: {shown}")
+        return "; ".join(lines)
+
+
+def read_pretrained(path: str) -> PretrainedWeights:
+    """Reads a file of backbone weights and gives its tensors Detectron2's names.
+
+    Args:
+        path: local path or anything that Detectron2's PathManager resolves, ending in .pkl, .pth or .pt.
+
+    Raises:
+        CheckpointError: it holds more than tensors, is broken, or its keys are of no known format.
+    """
+    state, author = read_state(path)
+    for key_format in KEY_FORMATS:
+        if key_format.matches(set(state), author):
+            return _convert(path, key_format, state)
+    raise CheckpointError(
+        f"{path}: the keys are of no known format ({', '.join(f.name for f in KEY_FORMATS)}); the first are "
+        f"{sorted(state)[:5]}"
+    )
+
+
+def load_pretrained(
+    model: nn.Module,
+    path: str,
+    *,
+    input_format: str | None = None,
+    pixel_mean: Sequence[float] | None = None,
+    pixel_std: Sequence[float] | None = None,
+) -> LoadReport:
+    """Loads ImageNet weights into ``model.backbone`` (or into ``model``, if it has none), logs and returns a report.
+
+    Norms per dataset receive the file's values in every branch.
+
+    Args:
+        model: a segmentor or a backbone; a DistributedDataParallel is looked into.
+        path: see :func:`read_pretrained`.
+        input_format: ``INPUT.FORMAT``; a warning is logged where it, mean or deviation do not fit the file.
+        pixel_mean: ``MODEL.PIXEL_MEAN``.
+        pixel_std: ``MODEL.PIXEL_STD``.
+
+    Raises:
+        CheckpointError: nothing in the file fits, or tensors have other shapes (it is another network's).
+    """
+    weights = read_pretrained(path)
+    model = _unwrapped(model)
+    backbone = getattr(model, "backbone", model)
+    names = _own_names(backbone.state_dict())
+    shapes = {key: tuple(value.shape) for key, value in backbone.state_dict().items()}
+    found = {names[key]: value for key, value in weights.state.items() if key in names}
+    _check_fit(weights, found, shapes)
+    missing = backbone.load_state_dict(found, strict=False).missing_keys
+    report = LoadReport(
+        source=f"{path} ({weights.origin})",
+        matched=sorted(found),
+        missing=sorted(k for k in missing if not k.endswith("num_batches_tracked")),
+        unexpected=sorted(set(weights.state) - set(names)),
+        unused=weights.unused,
+    )
+    logger.log(logging.WARNING if report.missing or report.unexpected else logging.INFO, "%s", report)
+    if weights.pixels and input_format is not None:
+        for problem in weights.pixels.problems(input_format, pixel_mean, pixel_std):
+            logger.warning("%s was made for %s", path, problem)
+    _warn_of_folded_norms(weights, backbone)
+    return report
+
+
+def _own_names(state: Mapping[str, Any]) -> dict[str, str]:
+    """Keys without the modules around the network (``bottom_up.`` of an FPN) -> keys of the backbone."""
+    names = {}
+    for key in state:
+        if ".branches." not in key:  # filled from the plain keys when these are loaded
+            for prefix in ("bottom_up.", "module."):
+                names.setdefault(key.removeprefix(prefix), key)
+    return names
+
+
+def _check_fit(weights: PretrainedWeights, found: dict[str, Tensor], shapes: dict[str, tuple]) -> None:
+    if not found:
+        raise CheckpointError(
+            f"{weights.path} ({weights.origin}): none of its {len(weights.state)} tensors is in the backbone. The file "
+            f"has {sorted(weights.state)[:3]}, the backbone {sorted(shapes)[:3]}"
+        )
+    other = [f"{k} {tuple(v.shape)} instead of {shapes[k]}" for k, v in found.items() if tuple(v.shape) != shapes[k]]
+    if other:
+        raise CheckpointError(
+            f"{weights.path} is another network's: {len(other)} of {len(found)} tensors have other shapes, first "
+            f"{other[0]}. Compare MODEL.RESNETS.DEPTH, DEEP_STEM and the widths with the file."
+        )
+
+
+def _warn_of_folded_norms(weights: PretrainedWeights, backbone: nn.Module) -> None:
+    if any(k.endswith("running_mean") for k in weights.state) or not any("norm." in k for k in weights.state):
+        return
+    if any(hasattr(m, "running_mean") and hasattr(m, "momentum") for m in backbone.modules()):
+        logger.warning(
+            "%s has batch norms without statistics (they are folded into weight and bias), which only FrozenBN uses as "
+            "they are meant; take a file with statistics, such as torchvision's, to train the norms",
+            weights.path,
+        )
+
+
+def _convert(path: str, key_format: KeyFormat, state: Mapping[str, Any]) -> PretrainedWeights:
+    converted, unused = {}, []
+    for key, value in state.items():
+        new = key_format.convert(key)
+        if new is None:
+            unused.append(key)
+        elif new in converted:
+            raise CheckpointError(f"{path}: two tensors become {new!r}, one of them {key!r}")
+        else:
+            converted[new] = _tensor(path, key, value)
+    return PretrainedWeights(path, key_format.name, converted, sorted(unused), key_format.pixels)
+
+
+def _tensor(path: str, key: str, value: Any) -> Tensor:
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiu":
+        return torch.from_numpy(np.array(value))  # a copy that is writable
+    if isinstance(value, Tensor):
+        return value.detach()
+    raise CheckpointError(f"{path}: {key!r} is a {type(value).__name__}, not a tensor")

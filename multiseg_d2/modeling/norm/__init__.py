@@ -1,0 +1,29 @@
+"""Batch norms per dataset: the layer, conversion of a built model, and what a dataset outside the training uses."""
+
+from __future__ import annotations
+
+from .conversion import (
+    add_dataset_branch,
+    apply_dataset_norm,
+    convert_dataset_norm,
+    dataset_norms,
+    norm_report,
+    single_dataset_model,
+)
+from .dataset_norm import DatasetBatchNorm2d, DatasetBranchError
+from .unseen import CHOICES, UnseenChoice, is_unseen, unseen_dataset
+
+__all__ = [
+    "CHOICES",
+    "DatasetBatchNorm2d",
+    "DatasetBranchError",
+    "UnseenChoice",
+    "add_dataset_branch",
+    "apply_dataset_norm",
+    "convert_dataset_norm",
+    "dataset_norms",
+    "is_unseen",
+    "norm_report",
+    "single_dataset_model",
+    "unseen_dataset",
+]
