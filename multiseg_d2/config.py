@@ -83,7 +83,8 @@ def add_multiseg_config(cfg: CN) -> None:
     # Channels-last memory format of the model and the images.
     cfg.SOLVER.CHANNELS_LAST = False
     # "fused": one pass over all datasets of a step; "sequential": one pass per dataset, gradients accumulated (same
-    # gradients, less memory).
+    # gradients, less memory); "per_entry": one pass per entry of DATASETS.TRAIN, unlabelled ones in chunks of
+    # IMS_PER_BATCH images.
     cfg.SOLVER.STEP_MODE = "fused"
 
     # ---- Test (evaluation/) --------------------------------------------------------------------------------------

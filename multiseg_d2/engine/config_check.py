@@ -8,11 +8,11 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from multiseg_d2.data.schedule import Schedule
-from multiseg_d2.yaml_file import did_you_mean
-
+from ..data.schedule import Schedule
+from ..yaml_file import did_you_mean
 from .config_file import ConfigError
 from .solver import CLIP_TYPES, LR_SCHEDULERS, OPTIMIZERS
+from .step import STEP_MODES
 from .unseen import unseen_problems
 
 __all__ = ["check_config"]
@@ -105,7 +105,7 @@ def _solver_problems(cfg: CfgNode) -> Iterator[str]:
     yield from _choice("SOLVER.OPTIMIZER", solver.OPTIMIZER, OPTIMIZERS)
     if solver.LR_SCHEDULER_NAME != "WarmupStepWithFixedGammaLR":  # current Detectron2 only; it says so itself
         yield from _choice("SOLVER.LR_SCHEDULER_NAME", solver.LR_SCHEDULER_NAME, LR_SCHEDULERS)
-    yield from _choice("SOLVER.STEP_MODE", solver.STEP_MODE, ("fused", "sequential"))
+    yield from _choice("SOLVER.STEP_MODE", solver.STEP_MODE, STEP_MODES)
     yield from _choice("SOLVER.AMP.DTYPE", solver.AMP.DTYPE, ("bfloat16", "float16"))
     yield from _choice("SOLVER.WARMUP_METHOD", solver.WARMUP_METHOD, ("linear", "constant"))
     if solver.CLIP_GRADIENTS.ENABLED:

@@ -8,8 +8,8 @@ from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
 
-from multiseg_d2.config import add_multiseg_config
-from multiseg_d2.yaml_file import did_you_mean, read_yaml
+from ..config import add_multiseg_config
+from ..yaml_file import did_you_mean, read_yaml
 
 __all__ = ["ConfigError", "default_config", "load_config"]
 

@@ -7,11 +7,10 @@ import torch
 from detectron2.engine import HookBase
 from detectron2.evaluation import inference_context
 
-from multiseg_d2.evaluation.evaluator import predicted_labels
-from multiseg_d2.evaluation.pictures import comparison
-from multiseg_d2.label_space import LabelSpace
-from multiseg_d2.modeling.catalog import training_spaces
-
+from ..evaluation.evaluator import predicted_labels
+from ..evaluation.pictures import comparison
+from ..label_space import LabelSpace
+from ..modeling.catalog import training_spaces
 from .ranks import unwrapped
 
 __all__ = ["PreviewHook"]

@@ -112,10 +112,10 @@ def broadcast(tensors: Iterable[Tensor]) -> None:
 def wrap_model(cfg: CfgNode, model: nn.Module) -> nn.Module:
     """The model in ``DistributedDataParallel`` for fused steps over several processes.
 
-    A sequential step averages gradients itself: there, and in a single process, it is the model itself. All processes
-    have the weights of rank 0 afterwards.
+    A step of several passes averages gradients itself: there, and in a single process, it is the model itself. All
+    processes have the weights of rank 0 afterwards.
     """
-    if cfg.SOLVER.STEP_MODE == "sequential":
+    if cfg.SOLVER.STEP_MODE != "fused":
         broadcast([*model.parameters(), *model.buffers()])
         return model
     if comm.get_world_size() == 1:

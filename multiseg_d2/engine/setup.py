@@ -10,8 +10,7 @@ from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from multiseg_d2.data.register import register_from_config
-
+from ..data.register import register_from_config
 from .config_check import check_config
 from .config_file import ConfigError, load_config
 from .signals import EXIT_STOPPED

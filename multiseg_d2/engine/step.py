@@ -5,23 +5,27 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
-from multiseg_d2.label_space import IGNORE
-
+from ..label_space import IGNORE
 from .ranks import average_gradients, seed_step, unwrapped
 
-__all__ = ["NonFiniteLossError", "TrainStep"]
+__all__ = ["STEP_MODES", "NonFiniteLossError", "TrainStep"]
 
 logger = logging.getLogger(__name__)
 
 Sample = dict[str, Any]
 Losses = dict[str, Tensor]
+
+STEP_MODES = ("fused", "sequential", "per_entry")
+#: Steps in a row that the scaler of float16 may skip: from its first scale, 2 ** 16, down to 2 ** -4. Gradients that
+#: overflow even then are not finite by themselves.
+_MAX_SKIPPED = 20
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -32,23 +36,33 @@ class TrainStep:
     """One optimizer update from one batch, where a batch is a list of samples of any datasets.
 
     Modes: ``"fused"`` runs one forward and one backward pass over all datasets. ``"sequential"`` runs one pass per
-    dataset and adds up the gradients, which needs the memory of one dataset only. As long as no dataset's result
-    depends on another dataset's images, both give the same gradients (up to the order of float additions, and to what
-    dropout draws). A batch norm *shared* by the datasets breaks that condition in training: it normalises over all
-    images of the pass, so fused and sequential are then two different methods.
+    dataset and adds up the gradients, which needs the memory of one dataset only. Every pass is told the labelled
+    pixels of the *whole* step, so both modes give the same gradients, whatever a head divides its losses by (up to the
+    order of float additions, and to what dropout draws), as long as no image's result depends on another dataset's
+    images. A batch norm *shared* by the datasets breaks that condition in training: it normalises over all images of
+    the pass, so fused and sequential are then two different methods. ``"per_entry"`` runs one pass per entry of
+    ``DATASETS.TRAIN``, so that labelled and unlabelled images of one dataset are normalised apart; an entry without
+    annotations goes through in chunks, each weighted by its share of the entry's images in the step.
 
     Over several processes, the gradient is the mean of the processes' gradients: by ``DistributedDataParallel`` in a
     fused step, by one explicit reduction after the last pass of a sequential one.
 
     Args:
-        model: samples -> dict of ``loss_...`` scalars. Wrapped in ``DistributedDataParallel`` by the caller for the
-            fused mode over several processes.
+        model: ``model(samples, num_valid=None)`` -> dict of ``loss_...`` scalars; where a step has several passes,
+            ``num_valid`` are the labelled pixels of each dataset in the whole step, mean over the processes. Wrapped
+            in ``DistributedDataParallel`` by the caller for the fused mode over several processes.
         optimizer: over the model's parameters.
         make_loader: first step -> iterable of this process's batches for that step, the next one, and so on.
         seed: of the run; what a step draws depends on (seed, step, rank) only.
-        mode: ``"fused"`` or ``"sequential"``.
+        mode: one of :data:`STEP_MODES`.
+        chunk: images of this process in one pass of an unlabelled entry, for ``"per_entry"``.
         amp_dtype: ``torch.bfloat16`` or ``torch.float16`` for autocast, None for full precision.
         clip: clips gradients in place, or None.
+
+    Attributes:
+        transforms: functions from the step's samples to those that are trained on (a teacher's labels, mixed images),
+            called in order between the loader and the model. They may draw: the generators are seeded for the step.
+        last_batch: what the last step was trained on.
     """
 
     def __init__(
@@ -59,12 +73,14 @@ class TrainStep:
         *,
         seed: int,
         mode: str = "fused",
+        chunk: int = 1,
         amp_dtype: torch.dtype | None = None,
         clip: Callable[[Sequence[nn.Parameter]], None] | None = None,
     ) -> None:
         self.model, self.optimizer, self.make_loader = model, optimizer, make_loader
-        self.seed, self.amp_dtype, self.clip = seed, amp_dtype, clip
-        self._backward = {"fused": self._fused, "sequential": self._sequential}[mode]
+        self.seed, self.mode, self.chunk, self.amp_dtype, self.clip = seed, mode, chunk, amp_dtype, clip
+        self.transforms: list[Callable[[list[Sample]], list[Sample]]] = []
+        self._backward = self._fused if mode == "fused" else self._in_passes
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.device_type = self.parameters[0].device.type
         self.scaler = _grad_scaler(self.device_type, enabled=amp_dtype == torch.float16)
@@ -72,6 +88,7 @@ class TrainStep:
         self.last_batch: list[Sample] = []
         self._batches: Iterator[list[Sample]] | None = None
         self._unlabelled_batches: dict[str, int] = {}
+        self._skipped = 0  # steps in a row, by the scaler
 
     def run(self, step: int, wants_stop: Callable[[], bool] = lambda: False) -> bool:
         """Does step number ``step``; writes its losses to the event storage.
@@ -87,15 +104,18 @@ class TrainStep:
             NonFiniteLossError: on all processes, naming the files of the batch; nothing was updated.
         """
         started = time.perf_counter()
-        self.last_batch = samples = self._next_batch(step)
+        samples = self._next_batch(step)
         data_time = time.perf_counter() - started
 
         seed_step(self.seed, step)
+        for transform in self.transforms:
+            samples = transform(samples)
+        self.last_batch = samples
         self.optimizer.zero_grad(set_to_none=True)
         losses = self._backward(samples)
         report = self._report(losses, samples)
         reports = comm.all_gather(report | {"time": data_time, "stop": wants_stop()})
-        _stop_if_not_finite(step, reports)
+        self._stop_if_not_finite(step, reports)
         self._update()
         self._write_metrics(reports, samples)
         return any(report["stop"] for report in reports)
@@ -113,34 +133,67 @@ class TrainStep:
         except StopIteration:
             raise RuntimeError(f"step {step}: the training data ended; a training loader goes on for ever") from None
 
-    def _forward(self, model: nn.Module, samples: list[Sample]) -> Losses:
+    def _backward_pass(self, model: nn.Module, samples: list[Sample], factor: float = 1.0, **counts: Any) -> Losses:
         with torch.autocast(self.device_type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
-            return model(samples)
-
-    def _fused(self, samples: list[Sample]) -> Losses:
-        losses = self._forward(self.model, samples)
+            losses = model(samples, **counts)
+        if factor != 1.0:
+            losses = {name: loss * factor for name, loss in losses.items()}
         self.scaler.scale(sum(losses.values())).backward()
         return {name: loss.detach() for name, loss in losses.items()}
 
-    def _sequential(self, samples: list[Sample]) -> Losses:
+    def _fused(self, samples: list[Sample]) -> Losses:
+        return self._backward_pass(self.model, samples)
+
+    def _in_passes(self, samples: list[Sample]) -> Losses:
+        """One pass after another; gradients add up, and are averaged over the processes at the end."""
+        passes = _by_dataset(samples) if self.mode == "sequential" else _by_entry(samples, self.chunk)
+        plans = comm.all_gather(([one.key for one in passes], _labelled_pixels(samples)))
+        if any(keys != plans[0][0] for keys, _ in plans):
+            passes = self._one_pass(samples, plans)
         total: Losses = {}
-        for part in _passes(samples):
-            losses = self._forward(unwrapped(self.model), part)
-            self.scaler.scale(sum(losses.values())).backward()
+        for part in passes:
+            num_valid = _mean_counts([counts for _, counts in plans], self.parameters[0].device)
+            losses = self._backward_pass(unwrapped(self.model), part.samples, part.share, num_valid=num_valid)
             for name, loss in losses.items():
-                total[name] = total[name] + loss.detach() if name in total else loss.detach()
+                total[name] = total[name] + loss if name in total else loss
         average_gradients(self.parameters)
         return total
+
+    def _one_pass(self, samples: list[Sample], plans: list) -> list[_Pass]:
+        """Where the processes hold images of different datasets (in a mixture), their passes would not meet.
+
+        A pass may count pixels, and normalise, over all processes. Done in one pass, a sequential step means the same.
+        """
+        if self.mode == "per_entry":
+            shown = "; ".join(f"rank {rank}: {keys}" for rank, (keys, _) in enumerate(plans))
+            raise RuntimeError(
+                "SOLVER.STEP_MODE 'per_entry': the processes would do different passes in this step. Let DATALOADER."
+                f"SCHEDULE ('alternation' or 'fixed') give each of them equally many images of every entry. {shown}"
+            )
+        return [_Pass(None, samples)]
 
     def _report(self, losses: Losses, samples: list[Sample]) -> dict[str, Any]:
         """What the other processes need to know about this one's part of the step."""
         norm = _gradient_norm(self.parameters)
         *values, norm = torch.stack([*(loss.float() for loss in losses.values()), norm]).tolist()  # the one sync point
         report: dict[str, Any] = {"losses": dict(zip(losses, values, strict=True)), "norm": norm}
-        finite = all(map(_is_finite, values)) and (self.scaler.is_enabled() or _is_finite(norm))
-        if not finite:  # a float16 gradient may overflow: the scaler skips that step and lowers its scale
+        if not all(map(_is_finite, [*values, norm])):
             report["files"] = [f"{s['dataset']}: {s.get('file_name', '?')} (draw {s.get('draw')})" for s in samples]
         return report
+
+    def _stop_if_not_finite(self, step: int, reports: list[dict[str, Any]]) -> None:
+        """Raises on all processes, or on none."""
+        bad_loss = any(not all(map(_is_finite, report["losses"].values())) for report in reports)
+        bad_gradient = any(not _is_finite(report["norm"]) for report in reports)
+        if bad_loss or (bad_gradient and not self.scaler.is_enabled()):
+            raise NonFiniteLossError(_not_finite(step, reports))
+        # A float16 gradient may overflow: the scaler skips that step and lowers its scale. It must not go on so.
+        self._skipped = self._skipped + 1 if bad_gradient else 0
+        if self._skipped >= _MAX_SKIPPED:
+            raise NonFiniteLossError(
+                f"{_not_finite(step, reports)}. This is the {self._skipped}th step in a row that the scaler of float16 "
+                f"had to skip (its scale is {self.scaler.get_scale():.3g}): SOLVER.AMP.DTYPE bfloat16 needs no scaler"
+            )
 
     def _update(self) -> None:
         if self.clip is not None:
@@ -168,12 +221,8 @@ class TrainStep:
 
     def _count_unlabelled(self, samples: list[Sample]) -> None:
         """Counts the batches in which a labelled dataset had no labelled pixel (its loss was zero)."""
-        labels: dict[str, list[Tensor]] = {}
-        for sample in samples:
-            if "sem_seg" in sample:
-                labels.setdefault(sample["dataset"], []).append(sample["sem_seg"])
-        for dataset, maps in labels.items():
-            if all(bool((label == IGNORE).all()) for label in maps):
+        for dataset, count in _labelled_pixels(samples).items():
+            if count == 0 and any("sem_seg" in s for s in samples if s["dataset"] == dataset):
                 self._unlabelled_batches[dataset] = self._unlabelled_batches.get(dataset, 0) + 1
                 if self._unlabelled_batches[dataset] == 1:
                     files = [s.get("file_name", "?") for s in samples if s["dataset"] == dataset]
@@ -189,16 +238,46 @@ class TrainStep:
         self.scaler.load_state_dict(state["grad_scaler"])
 
 
-def _passes(samples: list[Sample]) -> list[list[Sample]]:
-    """The samples of each pass of a sequential step: one dataset's each.
+class _Pass(NamedTuple):
+    """Samples that go through the network together; their losses count by ``share``."""
 
-    A pass counts pixels, and may normalise, over all processes. Where these hold images of different datasets (in a
-    mixture), their passes would not meet, so the step is done in one pass, which means the same.
-    """
-    datasets = sorted({sample["dataset"] for sample in samples})
-    if any(others != datasets for others in comm.all_gather(datasets)):
-        return [samples]
-    return [[sample for sample in samples if sample["dataset"] == dataset] for dataset in datasets]
+    key: Any
+    samples: list[Sample]
+    share: float = 1.0
+
+
+def _by_dataset(samples: list[Sample]) -> list[_Pass]:
+    names = sorted({sample["dataset"] for sample in samples})
+    return [_Pass(name, [sample for sample in samples if sample["dataset"] == name]) for name in names]
+
+
+def _by_entry(samples: list[Sample], chunk: int) -> list[_Pass]:
+    """One pass per entry of the training data; several, of ``chunk`` images, where it has no annotations."""
+    passes = []
+    for entry in sorted({sample["draw"].dataset for sample in samples}):
+        own = [sample for sample in samples if sample["draw"].dataset == entry]
+        size = len(own) if any(map(_is_annotated, own)) else chunk
+        parts = [own[start : start + size] for start in range(0, len(own), size)]
+        passes += [_Pass((entry, i), part, len(part) / len(own)) for i, part in enumerate(parts)]
+    return passes
+
+
+def _is_annotated(sample: Sample) -> bool:
+    return "sem_seg" in sample or sample.get("annotation", "none") != "none"
+
+
+def _labelled_pixels(samples: list[Sample]) -> dict[str, int]:
+    counts = dict.fromkeys([sample["dataset"] for sample in samples], 0)
+    for sample in samples:
+        if "sem_seg" in sample:
+            counts[sample["dataset"]] += int(torch.count_nonzero(sample["sem_seg"] != IGNORE))
+    return counts
+
+
+def _mean_counts(counts: list[dict[str, int]], device: torch.device) -> dict[str, Tensor]:
+    names = sorted(set().union(*counts))
+    sums = torch.tensor([sum(one.get(name, 0) for one in counts) for name in names], device=device)
+    return dict(zip(names, (sums / len(counts)).unbind()))
 
 
 def _is_finite(value: float) -> bool:
@@ -219,17 +298,15 @@ def _grad_scaler(device_type: str, enabled: bool):
     return torch.cuda.amp.GradScaler(enabled=enabled)  # before torch 2.3
 
 
-def _stop_if_not_finite(step: int, reports: list[dict[str, Any]]) -> None:
-    guilty = {rank: report for rank, report in enumerate(reports) if "files" in report}
-    if not guilty:
-        return
+def _not_finite(step: int, reports: list[dict[str, Any]]) -> str:
     lines = [f"step {step}: a loss or gradient is not finite. Nothing was updated in this step"]
-    for rank, report in guilty.items():
-        losses = ", ".join(f"{name} {value:.6g}" for name, value in report["losses"].items())
-        lines.append(f"rank {rank}: {losses}, gradient norm {report['norm']:.6g}; its batch was")
-        lines += [f"  {file}" for file in report["files"]]
+    for rank, report in enumerate(reports):
+        if "files" in report:
+            losses = ", ".join(f"{name} {value:.6g}" for name, value in report["losses"].items())
+            lines.append(f"rank {rank}: {losses}, gradient norm {report['norm']:.6g}; its batch was")
+            lines += [f"  {file}" for file in report["files"]]
     lines.append(
         "Look at these files (datasets/check.py), or lower SOLVER.BASE_LR, clip gradients (SOLVER.CLIP_GRADIENTS), or "
         "switch SOLVER.AMP.ENABLED off"
     )
-    raise NonFiniteLossError("\n".join(lines))
+    return "\n".join(lines)

@@ -75,6 +75,7 @@ class Trainer(DefaultTrainer):
             self._make_loader,
             seed=self.cfg.SEED,
             mode=cfg.SOLVER.STEP_MODE,
+            chunk=max(cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(), 1),
             amp_dtype=getattr(torch, cfg.SOLVER.AMP.DTYPE) if cfg.SOLVER.AMP.ENABLED else None,
             clip=build_gradient_clipper(cfg),
         )

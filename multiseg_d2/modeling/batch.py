@@ -25,7 +25,8 @@ class Batch:
         groups: (dataset, number of images) runs in batch order; every dataset once.
         image_sizes: (height, width) of each image before padding.
         inputs: the samples in batch order; weak labels and names ride along in them.
-        num_valid: labelled pixels per dataset, scalar float tensors, *averaged over the processes*: the local sum of a
+        num_valid: labelled pixels per dataset in the whole step (in all its passes), scalar float tensors, *averaged
+            over the processes*: the local sum of a
             per-pixel loss divided by it has, after the mean of gradients over processes, the gradient of the mean over
             all labelled pixels of all processes.
     """
@@ -39,6 +40,11 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def total_valid(self) -> Tensor:
+        """Labelled pixels of all datasets of the step, mean over the processes: for losses pooled over datasets."""
+        return torch.stack(list(self.num_valid.values())).sum()
 
     def slices(self) -> dict[str, slice]:
         """Where each dataset's images lie in the batch."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -66,7 +66,9 @@ class MultiDatasetSegmentor(nn.Module):
         """Class names of each label space that the model knows, in local order: what a checkpoint is compared by."""
         return {name: list(space.classes) for name, space in self.sem_seg_head.spaces.items()}
 
-    def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+    def forward(
+        self, batched_inputs: list[dict], num_valid: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         """Losses in training, scores in evaluation.
 
         Args:
@@ -77,6 +79,8 @@ class MultiDatasetSegmentor(nn.Module):
                 * ``sem_seg``: (h, w) uint8 local ids, training only; unlabelled if absent
                 * ``height``, ``width``: size of the wanted scores, evaluation only; default: the image's
                 * ``label_space``: classes of the wanted scores, evaluation only; default: the dataset's
+            num_valid: training in several passes: labelled pixels of each dataset in the whole step, see
+                :class:`.Batch`; None counts those of the samples.
 
         Returns:
             Training: scalar losses by name (``loss_...``). Evaluation: for each sample ``{"sem_seg": (C, height, width)
@@ -84,11 +88,13 @@ class MultiDatasetSegmentor(nn.Module):
         """
         if not self.training:
             return self.inference(batched_inputs)
-        batch = self.make_batch(batched_inputs)
+        batch = self.make_batch(batched_inputs, num_valid=num_valid)
         with active_datasets(batch.groups):
             return self.sem_seg_head.losses(self.backbone(batch.images), batch)
 
-    def make_batch(self, samples: Sequence[dict], with_targets: bool = True) -> Batch:
+    def make_batch(
+        self, samples: Sequence[dict], with_targets: bool = True, num_valid: Mapping[str, Tensor] | None = None
+    ) -> Batch:
         """Sorts samples by dataset, normalises and stacks them on the model's device."""
         known = tuple(self.sem_seg_head.datasets)
         samples, _ = group_by_dataset(samples, known)
@@ -102,10 +108,10 @@ class MultiDatasetSegmentor(nn.Module):
             tensor = pad_and_stack([self._normalize(i) for i in images], padded, 0.0)
         batch = Batch(tensor, None, groups, sizes, list(samples))
         if with_targets:
-            self._add_targets(batch, known)
+            self._add_targets(batch, known, num_valid)
         return batch
 
-    def _add_targets(self, batch: Batch, known: tuple[str, ...]) -> None:
+    def _add_targets(self, batch: Batch, known: tuple[str, ...], num_valid: Mapping[str, Tensor] | None) -> None:
         unknown = [f"{s['dataset']} ({s.get('file_name')})" for s in batch.inputs if s["dataset"] not in known]
         if unknown:
             raise ValueError(f"the model was built for {list(known)} and cannot be trained on images of {unknown}")
@@ -116,7 +122,11 @@ class MultiDatasetSegmentor(nn.Module):
             for s, size in zip(batch.inputs, batch.image_sizes)
         ]
         targets = pad_and_stack(targets, batch.images.shape[-2:], IGNORE)  # (N, H, W), as small as they came
-        batch.num_valid = count_valid(targets, batch.slices(), known)
+        if num_valid is None:
+            batch.num_valid = count_valid(targets, batch.slices(), known)
+        else:
+            none = torch.zeros((), device=self.device)
+            batch.num_valid = {name: num_valid.get(name, none).to(self.device) for name in known}
         batch.targets = targets.long()
 
     def _normalize(self, images: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from multiseg_d2.data.loader import build_train_loader
+from multiseg_d2.data.schedule import Draw
 from multiseg_d2.engine.ranks import seed_step
 from multiseg_d2.engine.solver import build_gradient_clipper
 from multiseg_d2.engine.step import NonFiniteLossError, TrainStep
@@ -22,13 +23,14 @@ THREE = ["DATASETS.TRAIN", "('tiny_a_train', 'tiny_b_train', 'tiny_c_train')"]
 PLAIN = ["MODEL.SEM_SEG_HEAD.DROPOUT", "0.0"]
 
 
-def updated(model, samples, **options) -> dict[str, torch.Tensor]:
+def updated(model, samples, record=None, **options) -> dict[str, torch.Tensor]:
     """State of a copy of the model after plain gradient descent with learning rate 1: weights minus gradient."""
     model = copy.deepcopy(model)
     optimizer = torch.optim.SGD(model.parameters(), 1.0)
     step = TrainStep(model, optimizer, lambda _: itertools.repeat(samples), seed=0, **options)
-    with EventStorage():
+    with EventStorage() as storage:
         step.run(0)
+        (record if record is not None else {}).update({k: value for k, (value, _) in storage.latest().items()})
     return model.state_dict()
 
 
@@ -72,6 +74,86 @@ def test_a_shared_batch_norm_makes_the_two_modes_two_methods(tiny_model):
     model, samples = tiny_model("MODEL.DATASET_NORM.ENABLED", "False")
     start = copy.deepcopy(model.state_dict())
     assert difference(updated(model, samples), updated(model, samples, mode="sequential"), start) > 0.05
+
+
+class PooledHead(nn.Module):
+    """One mean over the labelled pixels of all datasets together, as a head over a union of classes has."""
+
+    def __init__(self, head) -> None:
+        super().__init__()
+        self.head, self.datasets, self.spaces = head, head.datasets, head.spaces
+
+    def losses(self, features, batch):
+        own = self.head.losses(features, batch)
+        share = {name: batch.num_valid[name] / batch.total_valid for name, _ in batch.groups}
+        return {"loss": sum(loss * share[key.removeprefix("loss_")] for key, loss in own.items())}
+
+
+@pytest.mark.parametrize("ignored", [0, 25])
+def test_a_loss_pooled_over_datasets_is_the_same_in_one_pass_and_in_several(tiny_model, ignored):
+    model, samples = tiny_model("MODEL.SEM_SEG_HEAD.AUX_LOSS_WEIGHT", "0.0")
+    model.sem_seg_head = PooledHead(model.sem_seg_head)
+    for sample in samples:
+        if sample["dataset"] == "tiny_a":
+            sample["sem_seg"][:ignored] = 255  # unequal numbers, or every dataset has the same divisor
+    start = copy.deepcopy(model.state_dict())
+    records = {"fused": {}, "sequential": {}}
+    fused, sequential = (updated(model, samples, record=records[mode], mode=mode) for mode in records)
+    assert difference(fused, sequential, start) < 1e-5
+    loss = records["fused"]["total_loss"]
+    assert records["sequential"]["total_loss"] == pytest.approx(loss, rel=1e-5)
+    alone = [model([s for s in samples if s["dataset"] == name])["loss"].item() for name in model.sem_seg_head.datasets]
+    assert sum(alone) > 2 * loss  # what counting each pass by itself would give
+
+
+def test_per_entry_runs_entries_apart_and_unlabelled_ones_in_weighted_chunks():
+    def sample(entry, i, **more):
+        return {"dataset": "x", "file_name": f"{entry}/{i}", "draw": Draw(entry, i, i), "value": float(i), **more}
+
+    label = torch.tensor([[0, 255]], dtype=torch.uint8)
+    labelled = [sample(0, i, sem_seg=label, annotation="pixel") for i in range(4)]
+    boxes = [sample(2, i, annotation="box") for i in range(3)]
+    unlabelled = [sample(1, i, annotation="none") for i in range(5)]
+    seen = []
+
+    class Recorder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor(1.0))
+
+        def forward(self, samples, num_valid):
+            seen.append(([s["file_name"] for s in samples], num_valid["x"].item()))
+            return {"loss_x": self.weight * sum(s["value"] for s in samples) / len(samples)}
+
+    model = Recorder()
+    optimizer = torch.optim.SGD(model.parameters(), 1.0)
+    make = lambda _: itertools.repeat([*labelled, *unlabelled, *boxes])  # noqa: E731
+    step = TrainStep(model, optimizer, make, seed=0, mode="per_entry", chunk=2)
+    with EventStorage() as storage:
+        step.run(0)
+    assert [files for files, _ in seen] == [
+        ["0/0", "0/1", "0/2", "0/3"], ["1/0", "1/1"], ["1/2", "1/3"], ["1/4"], ["2/0", "2/1", "2/2"]
+    ]  # fmt: skip
+    assert {count for _, count in seen} == {4.0}
+    expected = 1.5 + (0.5 * 2 + 2.5 * 2 + 4.0) / 5 + 1.0  # the mean over all unlabelled images
+    assert storage.latest()["total_loss"][0] == pytest.approx(expected)
+    assert model.weight.item() == pytest.approx(1 - expected)
+
+
+def test_transforms_stand_between_loader_and_model_and_draw_by_the_step():
+    drawn = {}
+
+    def shift(samples):
+        drawn.setdefault(len(drawn), torch.rand(()).item())
+        return [{**s, "factor": s["factor"] + 1} for s in samples]
+
+    step = toy_step(1.0)
+    step.transforms += [shift, shift]
+    with EventStorage() as storage:
+        step.run(3)
+        assert storage.latest()["total_loss"][0] == pytest.approx(3.0) and step.last_batch[0]["factor"] == 3.0
+    seed_step(0, 3)
+    assert [drawn[0], drawn[1]] == [torch.rand(()).item(), torch.rand(()).item()]
 
 
 def test_sequential_runs_one_dataset_at_a_time(tiny_model):
@@ -125,7 +207,7 @@ class Toy(nn.Module):
         self.weight = nn.Parameter(torch.tensor([0.0, 1.0]))
         self.power = power
 
-    def forward(self, samples):
+    def forward(self, samples, num_valid=None):
         return {"loss_x": (self.weight.abs() ** self.power).sum() * samples[0]["factor"]}
 
 
@@ -161,6 +243,23 @@ def test_an_overflow_of_float16_is_skipped_and_the_scale_lowered():
     again = toy_step(1.0, amp_dtype=torch.float16)
     again.load_state_dict(step.state_dict())
     assert again.state_dict()["grad_scaler"] == state and state["scale"] == start_scale / 2
+
+
+def test_a_gradient_of_float16_that_never_is_finite_stops_the_run_with_its_files():
+    step = toy_step(1.0, amp_dtype=torch.float16)
+    step.model.weight.register_hook(lambda gradient: gradient * (torch.nan if broken else 1.0))
+    with EventStorage() as storage:
+        broken = True
+        for number in range(15):  # an overflow is skipped, also one that goes on for a while
+            step.run(number)
+        broken = False
+        step.run(15)
+        broken = True
+        with pytest.raises(NonFiniteLossError, match=r"(?s)bad/1.0.png.*20th step in a row.*bfloat16"):
+            for number in range(16, 100):
+                step.run(number)
+        assert number == 35 and storage.latest()["grad_scale"][0] < 1
+    assert step.model.weight[1].item() == pytest.approx(0.9)  # one step was done
 
 
 @pytest.mark.parametrize("kind", ["value", "norm", "full_model"])
