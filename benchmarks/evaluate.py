@@ -25,7 +25,7 @@ import multiseg_d2  # isort: skip  (first: it lets Detectron2 be imported)
 import detectron2
 from detectron2.data import DatasetCatalog
 
-from multiseg_d2.data.reader import read_local_label
+from multiseg_d2.data.labels import read_local_label
 from multiseg_d2.evaluation import MultiDatasetEvaluator, confusion
 
 CLASSES = 19

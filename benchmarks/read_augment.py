@@ -35,8 +35,7 @@ from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 
 from multiseg_d2.data.decode import decode_color, decode_index, open_file
-from multiseg_d2.data.label_reader import LabelReader
-from multiseg_d2.data.label_target import LabelTarget
+from multiseg_d2.data.labels import LabelReader, LabelTarget
 from multiseg_d2.data.mapper import TrainMapper
 from multiseg_d2.label_space import raw_to_local_table
 
@@ -93,7 +92,7 @@ def make_files(folder: Path, image: str, label: str) -> dict[str, dict[str, str]
     kinds = {"JPEG": folder / "image.jpg", "PNG": folder / "image.png"}
     if image.lower().endswith((".jpg", ".jpeg")) and cv2.imread(image).shape[:2] == (HEIGHT, WIDTH):
         kinds["JPEG"] = Path(image)  # as it is, not encoded again
-    common = {"sem_seg_file_name": str(folder / "label.png"), "catalog": "bench_train"}
+    common = {"sem_seg_file_name": str(folder / "label.png"), "entry": "bench_train"}
     return {kind: {"file_name": str(path), **common} for kind, path in kinds.items()}
 
 

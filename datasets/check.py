@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     reports = check_splits(splits, root, options.workers)
     failed = show(console, reports, root, named=set(options.names))
     if options.json:
-        content = {report.catalog: as_json(report, failed) for report in reports}
+        content = {report.entry: as_json(report, failed) for report in reports}
         write_atomically(options.json, json.dumps({"root": root, "splits": content}, indent=2) + "\n")
     return 1 if failed else 0
 
@@ -76,18 +76,18 @@ def choose(names: Sequence[str]) -> list[SplitSpec]:
     """
     chosen: dict[str, SplitSpec] = {}
     packaged = packaged_specs()
-    by_catalog = {}
+    by_entry = {}
     if any(name not in packaged and not name.endswith((".yaml", ".yml")) for name in names):
-        by_catalog = {split.catalog: split for name in packaged for split in load_spec(name).splits.values()}
+        by_entry = {split.entry: split for name in packaged for split in load_spec(name).splits.values()}
     for name in names:
-        found = [by_catalog[name]] if name in by_catalog else load_spec(name).splits.values()
-        chosen.update((split.catalog, split) for split in found)
+        found = [by_entry[name]] if name in by_entry else load_spec(name).splits.values()
+        chosen.update((split.entry, split) for split in found)
     return list(chosen.values())
 
 
 def is_wrong(report: SplitReport, reports: Sequence[SplitReport], named: set[str]) -> bool:
     """Whether a split has errors; a missing folder is one if the split was named, or nothing of its spec is there."""
-    if report.present or report.catalog in named:
+    if report.present or report.entry in named:
         return bool(report.problems)
     return not any(other.present for other in reports if other.spec_name == report.spec_name)
 
@@ -96,7 +96,7 @@ def show(console: Console, reports: Sequence[SplitReport], root: str, named: set
     """Prints tables and problems; returns the entries that are wrong."""
     if not reports:
         console.print(f"Nothing to check: no dataset lies below {root} (see datasets/README.md).")
-    failed = {report.catalog for report in reports if is_wrong(report, reports, named)}
+    failed = {report.entry for report in reports if is_wrong(report, reports, named)}
     if reports:
         console.print(overview(reports, failed, root))
     for name in dict.fromkeys(report.spec_name for report in reports):
@@ -106,7 +106,7 @@ def show(console: Console, reports: Sequence[SplitReport], root: str, named: set
             empty = [c for c, n in zip(group[0].classes, sum(report.class_pixels for report in group)) if n == 0]
             console.print(f"without any pixel: {escape(', '.join(empty))}" if empty else "", soft_wrap=True)
     for report in reports:
-        if report.catalog in failed:
+        if report.entry in failed:
             show_problems(console, report)
     bad = f"[red]{len(failed)} of {len(reports)} splits have errors[/red]" if failed else "[green]no errors[/green]"
     console.print(bad)
@@ -133,12 +133,12 @@ def overview(reports: Sequence[SplitReport], failed: set[str], root: str) -> Tab
         groups = report.by_kind()
         counts = (str(len(groups.get(kind, ())) or "-") for kind in ("stray", "file", "size", "ids"))
         expected = "-" if report.expected is None else str(report.expected)
-        result = "[red]errors[/red]" if report.catalog in failed else "[green]good[/green]"
-        if not report.present and report.catalog not in failed:
+        result = "[red]errors[/red]" if report.entry in failed else "[green]good[/green]"
+        if not report.present and report.entry not in failed:
             result = "[yellow]not there[/yellow]"
         doubt = "suspicious" if "numbering" in groups else "-"
         cells = (str(report.images), expected, str(report.labels), *counts, doubt)
-        table.add_row(report.catalog, *cells, result)
+        table.add_row(report.entry, *cells, result)
     return table
 
 
@@ -150,7 +150,7 @@ def pixel_shares(name: str, reports: Sequence[SplitReport]) -> Table:
     table = Table(title=f"{name}: percent of the labelled pixels", title_justify="left", min_width=len(name) + 40)
     table.add_column("class")
     for report in reports:
-        table.add_column(report.catalog, justify="right")
+        table.add_column(report.entry, justify="right")
     for c, row in enumerate(100 * scored / np.maximum(scored.sum(0), 1)):
         if scored[c].any():
             table.add_row(classes[c], *(f"{share:.3f}" if n else "none" for share, n in zip(row, scored[c])))
@@ -163,7 +163,7 @@ def pixel_shares(name: str, reports: Sequence[SplitReport]) -> Table:
 
 def show_problems(console: Console, report: SplitReport) -> None:
     """Prints what is wrong with a split, kind by kind, the first few of each."""
-    console.print(f"\n[bold]{report.catalog}[/bold]")
+    console.print(f"\n[bold]{report.entry}[/bold]")
     for kind, problems in report.by_kind().items():
         console.print(f"  [red]{KINDS[kind]}[/red] ({len(problems)})")
         for problem in problems[:SHOWN]:
@@ -176,7 +176,7 @@ def as_json(report: SplitReport, failed: set[str]) -> dict:
     """A report for programs: pixels per class name and per raw id, all problems by kind."""
     used = np.flatnonzero(report.raw_pixels)
     return {
-        "failed": report.catalog in failed,
+        "failed": report.entry in failed,
         "present": report.present,
         "images": report.images,
         "expected": report.expected,

@@ -15,7 +15,7 @@ import numpy as np
 
 from multiseg_d2.data.convert import Job, conversion_parser, convert_files
 from multiseg_d2.data.decode import open_file
-from multiseg_d2.data.label_reader import LabelReader
+from multiseg_d2.data.labels import LabelReader
 from multiseg_d2.data.spec import load_spec
 from multiseg_d2.label_space import IGNORE
 

@@ -25,7 +25,7 @@ import numpy as np
 from multiseg_d2.data.convert import Job, conversion_parser, convert_files, write_list
 from multiseg_d2.data.decode import open_file
 from multiseg_d2.data.files import DatasetFilesError, list_pairs
-from multiseg_d2.data.label_reader import LabelReader
+from multiseg_d2.data.labels import LabelReader
 from multiseg_d2.data.spec import load_spec
 
 SPEC = load_spec("wilddash2")

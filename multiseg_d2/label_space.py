@@ -70,7 +70,7 @@ class LabelSpace:
         colors: (C, 3) uint8 RGB.
         raw_to_local: (65536,) uint8 table: raw id -> local id in [0, C), ``IGNORE`` or ``ILLEGAL``.
         membership: (C, U) bool, True where local class c covers universal class u.
-        main: (C,) int64, the universal class that most pixels of class c belong to, -1 where no table says so.
+        main_universal: (C,) int64, universal class that most pixels of class c belong to, -1 where no table says so.
 
     Raises:
         ValueError: shapes, types, names or table entries are not of this form.
@@ -81,15 +81,15 @@ class LabelSpace:
     colors: np.ndarray
     raw_to_local: np.ndarray
     membership: np.ndarray
-    main: np.ndarray = field(default=None)  # type: ignore[assignment]
+    main_universal: np.ndarray = field(default=None)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", tuple(self.classes))
-        if self.main is None:
-            object.__setattr__(self, "main", np.full(len(self.classes), -1, np.int64))
+        if self.main_universal is None:
+            object.__setattr__(self, "main_universal", np.full(len(self.classes), -1, np.int64))
         for problem in self._problems():
             raise ValueError(f"label space {self.name!r}: {problem}")
-        for array in (self.colors, self.raw_to_local, self.membership, self.main):
+        for array in (self.colors, self.raw_to_local, self.membership, self.main_universal):
             array.setflags(write=False)
 
     def _problems(self):
@@ -108,8 +108,8 @@ class LabelSpace:
             yield f"raw_to_local holds {beyond[:10].tolist()}, but there are only {count} classes"
         if self.membership.ndim != 2 or len(self.membership) != count or self.membership.dtype != bool:
             yield f"membership must be ({count}, U) bool, not {self.membership.shape} {self.membership.dtype}"
-        if self.main.shape != (count,) or self.main.max(initial=-1) >= self.membership.shape[1]:
-            yield f"main must be ({count},) universal ids below {self.membership.shape[1]}"
+        if self.main_universal.shape != (count,) or self.main_universal.max(initial=-1) >= self.membership.shape[1]:
+            yield f"main_universal must be ({count},) universal ids below {self.membership.shape[1]}"
 
     @property
     def num_classes(self) -> int:
@@ -210,7 +210,7 @@ def remap(source: LabelSpace, target: LabelSpace) -> np.ndarray:
     """Translates the classes of one dataset into those of another by the taxonomy (label-remapping baseline).
 
     A source class becomes the target class that contains it. A wider source class becomes the target class that holds
-    its ``main`` universal class; without such a statement it is ignored rather than guessed.
+    its ``main_universal`` class; without such a statement it is ignored rather than guessed.
 
     Returns:
         (Cs,) uint8: local id of ``source`` -> local id of ``target`` or ``IGNORE``.
@@ -220,7 +220,7 @@ def remap(source: LabelSpace, target: LabelSpace) -> np.ndarray:
     table = np.full(source.num_classes, IGNORE, np.uint8)
     for local_id, row in enumerate(codes):
         containing = np.flatnonzero((row == EQUAL) | (row == SUBSET))
-        main = source.main[local_id]
+        main = source.main_universal[local_id]
         if not containing.size and 0 <= main < covered.shape[1]:
             containing = np.flatnonzero(covered[:, main])
         if containing.size:  # several, where target classes nest: the narrowest says most

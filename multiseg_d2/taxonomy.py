@@ -151,7 +151,7 @@ class Taxonomy:
                 row[sorted(self._leaves[concept])] = True
         return matrix
 
-    def main(self, dataset: str, classes: Sequence[str]) -> np.ndarray:
+    def main_universal(self, dataset: str, classes: Sequence[str]) -> np.ndarray:
         """(C,) int64: universal id of each class's main content, -1 where no table states one."""
         stated = [[self.concepts[c].main for c in self.concepts_of(dataset, name)] for name in classes]
         return np.array([self._index[m[0]] if len(m) == 1 and m[0] else -1 for m in stated], np.int64)

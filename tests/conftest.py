@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import multiseg_d2  # noqa: F401  (installs the stand-ins before any test module imports detectron2)
-from multiseg_d2.data.toy import write_toy
+from multiseg_d2.toy import write_toy
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 

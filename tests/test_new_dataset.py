@@ -14,8 +14,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from PIL import Image
 
+from multiseg_d2.data.labels import read_local_label
 from multiseg_d2.data.loader import build_train_loader
-from multiseg_d2.data.reader import read_local_label
 from multiseg_d2.data.register import register_from_config, unregister_dataset
 from multiseg_d2.engine.config_file import load_config
 from multiseg_d2.label_space import IGNORE, remap

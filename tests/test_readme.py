@@ -20,7 +20,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 import multiseg_d2
-from multiseg_d2.data.reader import read_local_label
+from multiseg_d2.data.labels import read_local_label
 from multiseg_d2.data.register import register_from_config, unregister_dataset
 from multiseg_d2.data.spec import packaged_specs
 from multiseg_d2.engine.config_file import default_config, load_config

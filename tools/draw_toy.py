@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from multiseg_d2.data.files import data_root
-from multiseg_d2.data.toy import LOOKS, ToyFilesError, draw_scene, write_toy
-from multiseg_d2.data.toy.encode import concept_classes, toy_spec
+from multiseg_d2.toy import LOOKS, ToyFilesError, draw_scene, write_toy
+from multiseg_d2.toy.encode import concept_classes, toy_spec
 
 _MARGIN = 22  # pixels of the contact sheet for captions
 

@@ -29,9 +29,9 @@ import multiseg_d2  # noqa: F401  isort: skip  (first: it lets Detectron2 be imp
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.logger import setup_logger
 
-from multiseg_d2.data.reader import BadFileError, read_image
+from multiseg_d2.data.decode import BadFileError, read_image
 from multiseg_d2.data.register import register_from_config
-from multiseg_d2.data.spec_model import DatasetSpec
+from multiseg_d2.data.spec import DatasetSpec
 from multiseg_d2.engine import CheckpointError, ConfigError, load_config
 from multiseg_d2.engine.predictor import Predictor
 from multiseg_d2.evaluation import pictures

@@ -28,10 +28,11 @@ import multiseg_d2  # noqa: F401  isort: skip  (first: it lets Detectron2 be imp
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
+from multiseg_d2.data.decode import read_image
 from multiseg_d2.data.files import DatasetFilesError
-from multiseg_d2.data.reader import label_path, read_image, read_local_label
+from multiseg_d2.data.labels import label_path, read_local_label
 from multiseg_d2.data.register import RegistrationError, register_dataset, register_from_config
-from multiseg_d2.data.spec_model import SpecError
+from multiseg_d2.data.spec import SpecError
 from multiseg_d2.engine import CheckpointError, ConfigError, load_config
 from multiseg_d2.engine.predictor import Predictor
 from multiseg_d2.evaluation import pictures

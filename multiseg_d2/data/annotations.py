@@ -13,7 +13,7 @@ from detectron2.structures import BoxMode
 
 from ..label_space import IGNORE, ILLEGAL, TABLE_SIZE
 from .pairing import some
-from .spec_model import SplitSpec
+from .spec import SplitSpec
 
 __all__ = ["add_boxes", "add_segments", "add_tags"]
 

@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 
 from ..label_space import ILLEGAL, TABLE_SIZE, IllegalLabelError
-from .decode import BadFileError, EncodedFile, SizeMismatchError, decode_color, open_file
+from .decode import BadFileError, EncodedFile, SizeMismatchError, check_sizes, decode_color, open_file
 from .files import dataset_dicts
-from .label_reader import LabelReader, UnknownSegmentError, label_path
+from .labels import LabelReader, UnknownSegmentError, label_path
 from .numbering import suspicion
 from .pairing import DatasetFilesError, Pairing, any_file, fixed_folders, pair_files
 from .parallel import map_files
-from .reader import check_sizes
-from .spec_model import SplitSpec
+from .spec import SplitSpec
 
 __all__ = ["KINDS", "Problem", "SplitReport", "check_splits", "splits_on_disk"]
 
@@ -50,7 +49,7 @@ class SplitReport:
     """What was found for one split.
 
     Attributes:
-        catalog: name of the entry, for example ``"camvid_train"``.
+        entry: name of the catalog entry, for example ``"camvid_train"``.
         spec_name: of the spec that it belongs to, for example ``"camvid"``.
         classes: C class names.
         expected: official number of images, None where there is none.
@@ -62,7 +61,7 @@ class SplitReport:
         class_pixels: (256,) int64 pixels per local id; index 255 are the ignored ones, 254 those in no table.
     """
 
-    catalog: str
+    entry: str
     spec_name: str
     classes: tuple[str, ...]
     expected: int | None = None
@@ -103,8 +102,8 @@ def splits_on_disk(splits: Sequence[SplitSpec], root: str) -> list[SplitSpec]:
     there = set()
     for alternatives in readers.values():
         complete = [s for s in alternatives if s.annotation != "none" and (not s.labels or any_file(s.labels, root))]
-        there.update(split.catalog for split in complete or alternatives[:1])
-    return [split for split in splits if split.catalog in there]
+        there.update(split.entry for split in complete or alternatives[:1])
+    return [split for split in splits if split.entry in there]
 
 
 def check_splits(splits: Sequence[SplitSpec], root: str, workers: int = 1) -> list[SplitReport]:
@@ -146,7 +145,7 @@ def check_splits(splits: Sequence[SplitSpec], root: str, workers: int = 1) -> li
 
 def _pair(split: SplitSpec, root: str) -> tuple[SplitReport, list[Record]]:
     """The report of a split as far as file names go, and the dataset dicts of what belongs together."""
-    report = SplitReport(split.catalog, split.spec.name, split.spec.class_names, split.count)
+    report = SplitReport(split.entry, split.spec.name, split.spec.class_names, split.count)
     report.present = _has_folder(split, root)
     try:
         found = pair_files(split, root)
@@ -155,7 +154,7 @@ def _pair(split: SplitSpec, root: str) -> tuple[SplitReport, list[Record]]:
         return report, []
     report.images, report.labels = len(found.images), len(found.labels)
     if split.count is not None and report.images != split.count:
-        counts = f"{split.catalog}: {report.images} images found, {split.count} expected"
+        counts = f"{split.entry}: {report.images} images found, {split.count} expected"
         report.problems.append(Problem("count", counts))
     report.problems += [Problem("stray", f"{found.images[i]}: has no label", i) for i in found.without_label]
     report.problems += [Problem("stray", f"{found.labels[i]}: has no image", i) for i in found.without_image]

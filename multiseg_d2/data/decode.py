@@ -10,6 +10,7 @@ import io
 import struct
 import zlib
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -21,7 +22,16 @@ try:
 except ImportError:  # optional: Pillow decodes the same files, more slowly
     simplejpeg = None
 
-__all__ = ["BadFileError", "EncodedFile", "SizeMismatchError", "decode_color", "decode_index", "open_file"]
+__all__ = [
+    "BadFileError",
+    "EncodedFile",
+    "SizeMismatchError",
+    "check_sizes",
+    "decode_color",
+    "decode_index",
+    "open_file",
+    "read_image",
+]
 
 _ORIENTATION_TAG = 274  # https://www.exiv2.org/tags.html, Exif.Image.Orientation
 _PNG_COLOR_TYPES = {0: "grey", 2: "RGB", 3: "palette", 4: "grey+alpha", 6: "RGBA"}
@@ -109,6 +119,42 @@ def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
     if orientation in (3, 4, 7, 8):
         pixels = pixels[::-1]
     return pixels
+
+
+def read_image(path: str, format: str = "BGR") -> np.ndarray:
+    """Reads an image as Detectron2's function of this name does: turned as EXIF says, always three channels.
+
+    Grey and palette images become colour, transparency is dropped, of 16 bits the upper 8 are kept.
+
+    Args:
+        path: the file.
+        format: ``"BGR"`` or ``"RGB"``, as ``INPUT.FORMAT``.
+
+    Returns:
+        (H, W, 3) uint8.
+
+    Raises:
+        BadFileError: missing, broken or truncated file, or pixels without a defined range of colours.
+    """
+    return np.ascontiguousarray(decode_color(open_file(path), format))
+
+
+def check_sizes(image: EncodedFile, label: EncodedFile | None, dataset_dict: dict[str, Any]) -> None:
+    """Compares the sizes of an image (after its EXIF turn), its label and its dataset dict.
+
+    Raises:
+        SizeMismatchError: they differ; both files and sizes are named.
+    """
+    size = f"{image.path} is {image.width}x{image.height}"
+    if image.orientation != 1:
+        size += f" (after the turn that its EXIF orientation {image.orientation} asks for)"
+    if label is not None and (label.height, label.width) != (image.height, image.width):
+        raise SizeMismatchError(
+            f"{size}, but its label {label.path} is {label.width}x{label.height}. Both must show the same pixels."
+        )
+    stated = (dataset_dict.get("height", image.height), dataset_dict.get("width", image.width))
+    if stated != (image.height, image.width):
+        raise SizeMismatchError(f"{size}, but the annotation file says {stated[1]}x{stated[0]}.")
 
 
 def decode_color(file: EncodedFile, order: str = "BGR", rows: int | None = None) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any
 
 from .annotations import add_boxes, add_segments, add_tags
 from .pairing import DATA_ROOT_VARIABLE, DatasetFilesError, Pairing, fixed_folders, pair_files, place, some
-from .spec_model import SplitSpec
+from .spec import SplitSpec
 
 __all__ = [
     "DATA_ROOT_VARIABLE",
@@ -37,7 +37,7 @@ def list_pairs(split: SplitSpec, root: str) -> list[dict[str, Any]]:
 
     Returns:
         One dict per image, in a stable order, with ``file_name``, ``image_id`` (the ``{id}``), ``dataset`` and
-        ``catalog``, and as the annotation has it: ``sem_seg_file_name``; ``pan_seg_file_name`` and ``segments_info``;
+        ``entry``, and as the annotation has it: ``sem_seg_file_name``; ``pan_seg_file_name`` and ``segments_info``;
         ``annotations`` (boxes, local ids); ``image_tags`` (local ids).
 
     Raises:
@@ -47,7 +47,7 @@ def list_pairs(split: SplitSpec, root: str) -> list[dict[str, Any]]:
     if found.without_label or found.without_image:
         _refuse_strays(split, root, found)
     if split.count is not None and len(found.images) != split.count:
-        logger.warning("%s: %d images found, %d expected", split.catalog, len(found.images), split.count)
+        logger.warning("%s: %d images found, %d expected", split.entry, len(found.images), split.count)
     return dataset_dicts(found, split, root, whole=split.ids is None)
 
 
@@ -64,7 +64,7 @@ def dataset_dicts(found: Pairing, split: SplitSpec, root: str, whole: bool) -> l
         DatasetFilesError: the annotation file is missing, wrong, or of other files.
     """
     records = [
-        {"file_name": path, "image_id": image_id, "dataset": split.spec.dataset, "catalog": split.catalog}
+        {"file_name": path, "image_id": image_id, "dataset": split.spec.dataset, "entry": split.entry}
         for image_id, path in found.images.items()
     ]
     _add_annotations(records, found, split, root, whole)
@@ -85,16 +85,16 @@ def _add_annotations(records: list[dict[str, Any]], found: Pairing, split: Split
             for record in records:
                 record["sem_seg_file_name"] = found.labels[record["image_id"]]
     except ValueError as problem:
-        raise DatasetFilesError(f"{split.catalog}: {problem}") from problem
+        raise DatasetFilesError(f"{split.entry}: {problem}") from problem
     except (KeyError, TypeError, AttributeError) as problem:
         what = f"{type(problem).__name__}: {problem}"
-        raise DatasetFilesError(f"{split.catalog}: {json_file} is not in COCO's form ({what})") from problem
+        raise DatasetFilesError(f"{split.entry}: {json_file} is not in COCO's form ({what})") from problem
 
 
 def _refuse_strays(split: SplitSpec, root: str, found: Pairing) -> None:
     sides = [("images without label", found.without_label), ("labels without image", found.without_image)]
     strays = "; ".join(f"{len(ids)} {what}: {some(ids)}" for what, ids in sides if ids)
     raise DatasetFilesError(
-        f"{split.catalog}: {strays}{place((*split.images, *split.labels), root)} "
+        f"{split.entry}: {strays}{place((*split.images, *split.labels), root)} "
         "Add what is missing, move the strays away, or choose files with `ids` in a spec."
     )

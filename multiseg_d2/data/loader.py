@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
@@ -15,22 +19,65 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from .decode import BadFileError
-from .draw_dataset import SKIPPED, DrawDataset
-from .mapper import TestMapper, TrainMapper
+from .mapper import EvaluationMapper, TrainMapper
 from .schedule import Draw, Schedule
-from .workers import LoaderWorkerError, as_list, explained, init_worker
 
 __all__ = [
     "DrawDataset",
     "LoaderWorkerError",
-    "TestLoader",
+    "EvaluationLoader",
     "TrainLoader",
     "build_schedule",
     "build_test_loader",
     "build_train_loader",
 ]
 
-_logger = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
+
+#: Key of a sample under which files lie that could not be read: file -> what is wrong with it.
+_SKIPPED = "skipped_files"
+_SUBSTITUTES = 10  # how many images are tried before a draw is given up
+_GRACE = 20  # seconds from SIGTERM to the end, if the training process does not end this one before
+
+
+class DrawDataset(Dataset):
+    """Maps a :class:`Draw` to a sample.
+
+    Args:
+        datasets: the dataset dicts of each training set, as Detectron2's :class:`DatasetFromList`, which keeps them
+            serialised so that worker processes share their memory.
+        mapper: ``mapper(dataset_dict, rng) -> sample``.
+        skip_bad_files: put the next good image of the same set in the place of one that cannot be read, and name the
+            bad file in the sample; False = raise.
+    """
+
+    def __init__(
+        self,
+        datasets: Sequence[Sequence[dict]],
+        mapper: Callable[[dict, np.random.Generator], dict],
+        skip_bad_files: bool = False,
+    ) -> None:
+        self.datasets = list(datasets)
+        self.mapper = mapper
+        self.skip_bad_files = skip_bad_files
+
+    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+        dataset = self.datasets[draw.dataset]
+        skipped: dict[str, str] = {}  # file -> what is wrong with it
+        for substitute in range(min(_SUBSTITUTES, len(dataset))):
+            dataset_dict = dataset[(draw.index + substitute) % len(dataset)]
+            try:
+                sample = self.mapper(dataset_dict, np.random.default_rng(draw.seed))
+            except BadFileError as e:
+                if not self.skip_bad_files:
+                    raise
+                skipped[dataset_dict["file_name"]] = str(e)
+                continue
+            sample["draw"] = draw
+            if skipped:
+                sample[_SKIPPED] = skipped
+            return sample
+        raise BadFileError(f"{len(skipped)} images in a row cannot be read. " + " ".join(skipped.values()))
 
 
 class _StepSampler:
@@ -79,24 +126,24 @@ class TrainLoader:
             dataset,
             batch_sampler=_StepSampler(schedule, start_step, rank, world),
             num_workers=num_workers,
-            collate_fn=as_list,
-            worker_init_fn=init_worker,
+            collate_fn=_as_list,
+            worker_init_fn=_init_worker,
             persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # else every iter() would advance torch's global generator
         )
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        for samples in explained(self._loader):
+        for samples in _explained(self._loader):
             for sample in samples:
-                self._note(sample.pop(SKIPPED, {}))
+                self._note(sample.pop(_SKIPPED, {}))
             yield samples
 
     def _note(self, skipped: dict[str, str]) -> None:
         for file, problem in skipped.items():
             if file not in self._bad_files:
                 self._bad_files[file] = problem
-                _logger.warning("Skipped (%d of at most %d): %s", len(self._bad_files), self.max_bad_files, problem)
+                logger.warning("Skipped (%d of at most %d): %s", len(self._bad_files), self.max_bad_files, problem)
         if len(self._bad_files) > self.max_bad_files:
             raise BadFileError(
                 f"{len(self._bad_files)} files cannot be read, at most {self.max_bad_files} may be skipped: "
@@ -115,7 +162,7 @@ def build_schedule(cfg: CfgNode, sizes: Sequence[int]) -> Schedule:
     seed = cfg.SEED
     if seed < 0:
         seed = comm.shared_random_seed()
-        _logger.warning("SEED is %d: the order of the data is random, and --resume does not continue it.", cfg.SEED)
+        logger.warning("SEED is %d: the order of the data is random, and --resume does not continue it.", cfg.SEED)
     return Schedule(
         sizes,
         cfg.SOLVER.IMS_PER_BATCH,
@@ -164,11 +211,11 @@ def build_train_loader(
     )
     per_step = schedule.counts(start_step)
     for name, size, count in zip(cfg.DATASETS.TRAIN, schedule.sizes, per_step):
-        _logger.info("%s: %d images; %d of the %d in step %d", name, size, count, sum(per_step), start_step)
+        logger.info("%s: %d images; %d of the %d in step %d", name, size, count, sum(per_step), start_step)
     return loader
 
 
-class TestLoader:
+class EvaluationLoader:
     """Iterable over lists of one sample, with a length; every ``iter()`` begins again.
 
     Args:
@@ -177,8 +224,6 @@ class TestLoader:
         num_workers: worker processes; 0 = none.
     """
 
-    __test__ = False  # not a test class, whatever pytest thinks
-
     def __init__(self, dataset: Sequence[dict], mapper: Callable[[dict], dict], num_workers: int = 0) -> None:
         self.dataset = dataset
         self._loader = DataLoader(
@@ -186,8 +231,8 @@ class TestLoader:
             batch_size=1,
             sampler=InferenceSampler(len(dataset)),
             num_workers=num_workers,
-            collate_fn=as_list,
-            worker_init_fn=init_worker,
+            collate_fn=_as_list,
+            worker_init_fn=_init_worker,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),
         )
@@ -196,16 +241,16 @@ class TestLoader:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        return explained(self._loader)
+        return _explained(self._loader)
 
 
-def build_test_loader(cfg: CfgNode, catalog_name: str, mapper: Callable[[dict], dict] | None = None) -> TestLoader:
+def build_test_loader(cfg: CfgNode, entry: str, mapper: Callable[[dict], dict] | None = None) -> EvaluationLoader:
     """A loader over one test set: each image once over all ranks, one per batch, in a fixed order.
 
     Args:
         cfg: INPUT and DATALOADER.NUM_WORKERS are used.
-        catalog_name: name in ``DatasetCatalog``.
-        mapper: instead of ``TestMapper(cfg)``.
+        entry: name in ``DatasetCatalog``.
+        mapper: instead of ``EvaluationMapper(cfg)``.
 
     Returns:
         The loader; its length is this rank's number of images.
@@ -213,8 +258,8 @@ def build_test_loader(cfg: CfgNode, catalog_name: str, mapper: Callable[[dict], 
     Raises:
         ValueError: the set is empty.
     """
-    mapper = TestMapper(cfg) if mapper is None else mapper
-    return TestLoader(_load(catalog_name), mapper, cfg.DATALOADER.NUM_WORKERS)
+    mapper = EvaluationMapper(cfg) if mapper is None else mapper
+    return EvaluationLoader(_load(entry), mapper, cfg.DATALOADER.NUM_WORKERS)
 
 
 class _Mapped(Dataset):
@@ -230,8 +275,62 @@ class _Mapped(Dataset):
         return self._mapper(self._dataset[index])
 
 
-def _load(catalog_name: str) -> DatasetFromList:
-    dicts = DatasetCatalog.get(catalog_name)
+def _load(entry: str) -> DatasetFromList:
+    dicts = DatasetCatalog.get(entry)
     if not dicts:
-        raise ValueError(f"{catalog_name} has no images. Check the folders of its spec and DETECTRON2_DATASETS.")
+        raise ValueError(f"{entry} has no images. Check the folders of its spec and DETECTRON2_DATASETS.")
     return DatasetFromList(dicts, copy=False)
+
+
+# ---- Worker processes: how they start, and what to say when one dies ----
+
+
+class LoaderWorkerError(RuntimeError):
+    """A worker process died. The message says what usually kills it and what to change."""
+
+
+def _as_list(samples: list[dict]) -> list[dict]:
+    """Leaves a batch a list: stacking is the model's business. A function of its own, since workers must find it."""
+    return samples
+
+
+def _init_worker(_worker_id: int) -> None:
+    """Runs first in every worker process."""
+    cv2.setNumThreads(0)  # one thread per worker process: more only fight over the cores
+    signal.signal(signal.SIGTERM, _end_soon)
+
+
+def _end_soon(*_signal: object) -> None:
+    """A scheduler's SIGTERM reaches every process of a job, but the training process needs this one for its step."""
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
+    signal.alarm(_GRACE)
+
+
+def _explained(loader: DataLoader) -> Iterator[list[dict]]:
+    """Iterates, and says what to do when a worker process dies."""
+    iterator = iter(loader)
+    while True:
+        try:
+            samples = next(iterator)
+        except StopIteration:
+            return
+        except RuntimeError as e:
+            if "DataLoader worker" not in str(e) or "Caught" in str(e):  # "Caught ...": an ordinary error in a worker
+                raise
+            raise LoaderWorkerError(f"{e}\n{_worker_advice(loader.num_workers)}") from e
+        yield samples
+
+
+def _worker_advice(num_workers: int) -> str:
+    advice = (
+        "A data loading process was killed from outside, most often because memory ran out (see `dmesg`). Lower "
+        f"DATALOADER.NUM_WORKERS (now {num_workers}), or give the job more memory."
+    )
+    try:
+        usage = shutil.disk_usage("/dev/shm")
+    except OSError:
+        return advice
+    return advice + (
+        f" Samples travel through shared memory: /dev/shm has {usage.free >> 20} of {usage.total >> 20} MiB free; in a "
+        "container raise it with --shm-size or --ipc=host."
+    )

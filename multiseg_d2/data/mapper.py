@@ -17,14 +17,12 @@ from detectron2.structures import Boxes, BoxMode, Instances
 
 from ..label_space import IGNORE
 from .augment import CropWindow, draw_color_jitter, draw_crop, draw_scale
-from .decode import decode_color, open_file
-from .label_reader import label_path
-from .label_target import LabelTarget, label_targets
-from .reader import check_sizes
+from .decode import check_sizes, decode_color, open_file
+from .labels import LabelTarget, label_path, label_targets
 
-__all__ = ["TestMapper", "TrainMapper"]
+__all__ = ["EvaluationMapper", "TrainMapper"]
 
-_PASSED_ON = ("catalog", "file_name", "image_id", "sem_seg_file_name", "pan_seg_file_name")
+_PASSED_ON = ("entry", "file_name", "image_id", "sem_seg_file_name", "pan_seg_file_name")
 
 
 class TrainMapper:
@@ -87,14 +85,14 @@ class TrainMapper:
 
         Returns:
             A sample: ``image`` (3, H, W) uint8; ``sem_seg`` (H, W) uint8 local ids, if there is a label; ``dataset``,
-            ``catalog``, ``file_name``, ``image_id``; ``height`` and ``width`` of the original; ``instances`` and
+            ``entry``, ``file_name``, ``image_id``; ``height`` and ``width`` of the original; ``instances`` and
             ``image_tags`` if the dict has boxes or tags, boxes in the sample's coordinates.
 
         Raises:
             BadFileError: a file is missing, broken, or does not fit the spec or the other one's size.
             IllegalLabelError: the crop holds ids that the label space does not know.
         """
-        target = self.targets[dataset_dict["catalog"]]
+        target = self.targets[dataset_dict["entry"]]
         file = open_file(dataset_dict["file_name"])
         label_file = open_file(label_path(dataset_dict)) if label_path(dataset_dict) else None
         check_sizes(file, label_file, dataset_dict)
@@ -127,7 +125,7 @@ class TrainMapper:
         return sample
 
 
-class TestMapper:
+class EvaluationMapper:
     """Reads one image for inference; labels are read by the evaluator (``read_local_label``).
 
     Args:
@@ -135,8 +133,6 @@ class TestMapper:
         min_size: the shorter side is resized to this; 0 = the image keeps its size.
         max_size: limit of the longer side, if ``min_size`` is not 0.
     """
-
-    __test__ = False  # not a test class, whatever pytest thinks
 
     @configurable
     def __init__(self, *, image_format: str = "BGR", min_size: int = 0, max_size: int = 0) -> None:

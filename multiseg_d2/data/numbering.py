@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..label_space import IGNORE, ILLEGAL
-from .spec_model import DatasetSpec
+from .spec import DatasetSpec
 
 __all__ = ["suspicion"]
 

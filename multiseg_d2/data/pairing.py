@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from .spec_model import SplitSpec
+from .spec import SplitSpec
 
 __all__ = [
     "DATA_ROOT_VARIABLE",
@@ -61,10 +61,10 @@ def pair_files(split: SplitSpec, root: str) -> Pairing:
         for kind, patterns, files in (("images", split.images, images), ("labels", split.labels, labels)):
             if patterns and len(files) < len(ids):
                 missing = [i for i in ids if i not in files]
-                raise DatasetFilesError(f"{split.catalog}: no {kind} for {some(missing)}{place(patterns, root)}")
+                raise DatasetFilesError(f"{split.entry}: no {kind} for {some(missing)}{place(patterns, root)}")
     if not images:
         raise DatasetFilesError(
-            f"{split.catalog}: no image found{place(split.images, root)}{_example(split.images, root)}"
+            f"{split.entry}: no image found{place(split.images, root)}{_example(split.images, root)}"
         )
     if not split.labels:
         return Pairing(images, {}, (), ())
@@ -78,7 +78,7 @@ def _search(split: SplitSpec, patterns: tuple[str, ...], root: str) -> dict[str,
     for pattern in patterns:
         folder, expression = _compile(pattern, root)
         if not os.path.isdir(folder):
-            raise DatasetFilesError(f"{split.catalog}: the folder {folder} does not exist{place((pattern,), root)}")
+            raise DatasetFilesError(f"{split.entry}: the folder {folder} does not exist{place((pattern,), root)}")
         for path in _walk(folder):
             match = expression.fullmatch(path)
             if match:
@@ -99,7 +99,7 @@ def _look_up(split: SplitSpec, patterns: tuple[str, ...], root: str, ids: list[s
 
 def _add(split: SplitSpec, files: dict[str, str], image_id: str, path: str) -> None:
     if image_id in files:
-        raise DatasetFilesError(f"{split.catalog}: two files have the id {image_id!r}: {files[image_id]} and {path}")
+        raise DatasetFilesError(f"{split.entry}: two files have the id {image_id!r}: {files[image_id]} and {path}")
     files[image_id] = path
 
 
@@ -113,12 +113,12 @@ def _listed_ids(split: SplitSpec, root: str) -> list[str]:
                 ids = [line.strip() for line in file if line.strip()]
         except OSError as problem:
             raise DatasetFilesError(
-                f"{split.catalog}: the list of ids {source} cannot be read ({problem.strerror}). "
+                f"{split.entry}: the list of ids {source} cannot be read ({problem.strerror}). "
                 "Some lists are written by a script in datasets/, see datasets/README.md."
             ) from problem
     doubled = sorted(i for i, n in Counter(ids).items() if n > 1)
     if doubled:
-        raise DatasetFilesError(f"{split.catalog}: {source} lists twice: {some(doubled)}")
+        raise DatasetFilesError(f"{split.entry}: {source} lists twice: {some(doubled)}")
     return ids
 
 

@@ -154,7 +154,7 @@ def unregister_dataset(name: str) -> list[str]:
     """
     if name not in _state.specs:
         raise RegistrationError(f"no dataset spec {name!r} is registered{did_you_mean(name, _state.specs)}")
-    removed = [split.catalog for split in _state.specs.pop(name).splits.values()]
+    removed = [split.entry for split in _state.specs.pop(name).splits.values()]
     for entry in removed:
         DatasetCatalog.pop(entry, None)
         MetadataCatalog.pop(entry, None)
@@ -163,7 +163,7 @@ def unregister_dataset(name: str) -> list[str]:
 
 
 def _register(spec: DatasetSpec) -> list[str]:
-    names = [split.catalog for split in spec.splits.values()]
+    names = [split.entry for split in spec.splits.values()]
     known = _state.specs.get(spec.name)
     if known == spec and all(name in DatasetCatalog for name in names):
         return names
@@ -173,7 +173,7 @@ def _register(spec: DatasetSpec) -> list[str]:
             f"content. Choose another `name`, or call unregister_dataset({spec.name!r}) first."
         )
     for name in names:
-        owner = next((s.name for s in _state.specs.values() for t in s.splits.values() if t.catalog == name), None)
+        owner = next((s.name for s in _state.specs.values() for t in s.splits.values() if t.entry == name), None)
         if known is None and (owner or name in DatasetCatalog):
             by = f"dataset spec {owner!r}" if owner else "other code"
             raise RegistrationError(
@@ -185,8 +185,8 @@ def _register(spec: DatasetSpec) -> list[str]:
     _state.specs[spec.name] = spec
     for split in spec.splits.values():
         _set_metadata(split, spaces[spec.name])
-        DatasetCatalog.pop(split.catalog, None)
-        DatasetCatalog.register(split.catalog, lambda split=split: list_pairs(split, data_root()))
+        DatasetCatalog.pop(split.entry, None)
+        DatasetCatalog.register(split.entry, lambda split=split: list_pairs(split, data_root()))
     return names
 
 
@@ -230,12 +230,12 @@ def _set_metadata(split: SplitSpec, space: LabelSpace) -> None:
         "spec": split.spec,
         "annotation": split.annotation,
     }
-    others = MetadataCatalog.pop(split.catalog, Metadata()).as_dict()
-    MetadataCatalog.get(split.catalog).set(**{**others, **values, "name": split.catalog})
+    others = MetadataCatalog.pop(split.entry, Metadata()).as_dict()
+    MetadataCatalog.get(split.entry).set(**{**others, **values, "name": split.entry})
 
 
 def _spec_of(entry: str, where: str) -> DatasetSpec:
-    entries = {split.catalog: spec for spec in _state.specs.values() for split in spec.splits.values()}
+    entries = {split.entry: spec for spec in _state.specs.values() for split in spec.splits.values()}
     if entry not in entries:
         raise RegistrationError(
             f"{where}: {entry!r} is not registered with a label space{did_you_mean(entry, entries)}. Add the file of "

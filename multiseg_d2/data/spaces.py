@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from ..label_space import LabelSpace
 from ..taxonomy import Taxonomy, TaxonomyError
-from .spec_model import DatasetSpec
+from .spec import DatasetSpec
 
 __all__ = ["label_spaces"]
 
@@ -51,5 +51,5 @@ def _label_space(
         taxonomy = taxonomy.extend(dataset, {c.name: c.covers if fits else None for c in spec.classes})
     elif dataset in base.datasets() and not base.by_name and any(c.covers for c in spec.classes):
         logger.warning("%s: `covers` is not used: the taxonomy file lists the classes of %r", spec.path, dataset)
-    membership, main = taxonomy.membership(dataset, classes), taxonomy.main(dataset, classes)
+    membership, main = taxonomy.membership(dataset, classes), taxonomy.main_universal(dataset, classes)
     return LabelSpace(dataset, classes, spec.colors, spec.raw_to_local, membership, main), taxonomy

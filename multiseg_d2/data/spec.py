@@ -62,10 +62,11 @@ from pathlib import Path
 from typing import Any
 
 from ..yaml_file import did_you_mean, read_yaml
-from .spec_model import ClassSpec, DatasetSpec, EvaluationSpec, SpecError, SplitSpec
+from .spec_model import OFFICIAL_RULES, ClassSpec, DatasetSpec, EvaluationSpec, SpecError, SplitSpec
 from .spec_parse import build_spec, check_top_level
 
 __all__ = [
+    "OFFICIAL_RULES",
     "ClassSpec",
     "DatasetSpec",
     "EvaluationSpec",

@@ -81,7 +81,7 @@ class SplitSpec:
     spec: DatasetSpec = field(default=None, repr=False, compare=False)  # type: ignore[assignment]
 
     @property
-    def catalog(self) -> str:
+    def entry(self) -> str:
         """Name of the entry in Detectron2's catalogs, for example ``"camvid_train"``."""
         return f"{self.spec.name}_{self.name}"
 

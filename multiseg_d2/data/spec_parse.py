@@ -1,4 +1,4 @@
-"""From the content of a spec file to the dataclasses of :mod:`multiseg_d2.data.spec_model`: keys and types."""
+"""From the content of a spec file to the dataclasses of :mod:`multiseg_d2.data.spec`: keys and types."""
 
 from __future__ import annotations
 

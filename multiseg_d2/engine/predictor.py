@@ -83,7 +83,7 @@ class Predictor:
         return predicted_labels(output, self.space.num_classes)
 
     def _resized(self, image: np.ndarray) -> np.ndarray:
-        """As :class:`~multiseg_d2.data.mapper.TestMapper` does it."""
+        """As :class:`~multiseg_d2.data.mapper.EvaluationMapper` does it."""
         (height, width), (min_size, max_size) = image.shape[:2], self._sizes
         scale = min_size / min(height, width) if min_size else 1.0
         if min_size and max_size:

@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import nn
 
-from ..data.mapper import TestMapper
+from ..data.mapper import EvaluationMapper
 from ..modeling.norm import CHOICES, UnseenChoice, is_unseen, unseen_dataset
 from ..yaml_file import did_you_mean
 
@@ -34,7 +34,7 @@ def ready_for(cfg: CfgNode, model: nn.Module, catalog_name: str) -> Iterator[Uns
     metadata, choice = MetadataCatalog.get(catalog_name), cfg.MODEL.DATASET_NORM.UNSEEN
     samples = []
     if is_unseen(model, metadata.dataset) and choice in CHOICES[1:]:
-        dicts, mapper = DatasetCatalog.get(catalog_name), TestMapper(cfg)
+        dicts, mapper = DatasetCatalog.get(catalog_name), EvaluationMapper(cfg)
         number = min(NUM_IMAGES, len(dicts))
         samples = [mapper(dicts[i * len(dicts) // number]) for i in range(number)]
     with unseen_dataset(model, metadata.dataset, metadata.label_space, choice, samples) as chosen:

@@ -18,7 +18,8 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
 from ..atomic_file import write_atomically
-from ..data.reader import label_path, read_image, read_local_label
+from ..data.decode import read_image
+from ..data.labels import label_path, read_local_label
 from . import confusion, pictures
 from .confusion_plot import confusion_plot
 from .official import OfficialRule, build_rule

@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 
-from ..data.spec_model import DatasetSpec
+from ..data.spec import DatasetSpec
 from ..label_space import IGNORE
 
 __all__ = ["submission_ids", "submission_name"]

@@ -86,8 +86,8 @@ def requested_space(sample: dict, known: Mapping[str, LabelSpace]) -> LabelSpace
     wanted = sample.get("label_space", sample["dataset"])
     if isinstance(wanted, LabelSpace):
         return wanted
-    if "catalog" in sample:
-        own = catalog_space(sample["catalog"])[1]
+    if "entry" in sample:
+        own = catalog_space(sample["entry"])[1]
         if own.name == wanted:
             return own
     if wanted not in known:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from multiseg_d2.claims import SubprocessRunner, load_claim, plan, run_claim
-from multiseg_d2.data.toy import write_toy
+from multiseg_d2.toy import write_toy
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = ("Shared BN + DAT", "CDCL (DSBN + DAT)")

@@ -17,8 +17,7 @@ from detectron2.structures import BoxMode
 from PIL import Image
 
 from multiseg_d2.data.files import DatasetFilesError, data_root, list_pairs, pair_files
-from multiseg_d2.data.spec import load_spec
-from multiseg_d2.data.spec_model import SplitSpec
+from multiseg_d2.data.spec import SplitSpec, load_spec
 
 SAMPLE_SPECS = Path(__file__).parents[2] / "datasets" / "samples"
 
@@ -65,7 +64,7 @@ def test_pairs_have_equal_ids_in_a_stable_order(tmp_path):
             "sem_seg_file_name": f"{tmp_path}/gt/fine/{i}_id.png",
             "image_id": i,
             "dataset": "city",
-            "catalog": "city_val",
+            "entry": "city_val",
         }
     assert list_pairs(split, str(tmp_path)) == records
 
@@ -154,7 +153,7 @@ def test_empty_split_is_refused_with_an_example_of_what_is_there(tmp_path):
 def test_split_without_labels_has_no_label_key(tmp_path):
     touch(tmp_path, "im/1.jpg", "gt/1.png")
     assert list_pairs(make_split(tmp_path, labels=None), str(tmp_path)) == [
-        {"file_name": f"{tmp_path}/im/1.jpg", "image_id": "1", "dataset": "city", "catalog": "city_val"}
+        {"file_name": f"{tmp_path}/im/1.jpg", "image_id": "1", "dataset": "city", "entry": "city_val"}
     ]
 
 

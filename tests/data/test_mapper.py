@@ -16,9 +16,8 @@ from PIL import Image
 
 from multiseg_d2.config import add_multiseg_config
 from multiseg_d2.data.decode import BadFileError, SizeMismatchError
-from multiseg_d2.data.label_reader import LabelReader
-from multiseg_d2.data.label_target import LabelTarget, label_targets
-from multiseg_d2.data.mapper import TestMapper, TrainMapper
+from multiseg_d2.data.labels import LabelReader, LabelTarget, label_targets
+from multiseg_d2.data.mapper import EvaluationMapper, TrainMapper
 from multiseg_d2.label_space import IGNORE, IllegalLabelError, LabelSpace, raw_to_local_table, remap
 
 CLASSES = 8
@@ -41,7 +40,7 @@ def blocks(height: int, width: int, size: int = 16, seed: int = 0) -> tuple[np.n
 
 def entry(folder, image: np.ndarray, label: np.ndarray | None = None, name: str = "a", **more) -> dict:
     Image.fromarray(image).save(folder / f"{name}.png")
-    found = {"file_name": str(folder / f"{name}.png"), "image_id": name, "dataset": "x", "catalog": "x_train", **more}
+    found = {"file_name": str(folder / f"{name}.png"), "image_id": name, "dataset": "x", "entry": "x_train", **more}
     if label is not None:
         Image.fromarray(label).save(folder / f"{name}_label.png")
         found["sem_seg_file_name"] = str(folder / f"{name}_label.png")
@@ -62,9 +61,9 @@ def test_without_augmentation_a_sample_is_the_file(tmp_path):
         assert sample["image"].numpy().tolist() == channels.transpose(2, 0, 1).tolist()
         assert sample["sem_seg"].numpy().tolist() == np.where(label == 0, IGNORE, label - 20).tolist()
     assert dataset_dict == before
-    assert {k: sample[k] for k in ("dataset", "catalog", "image_id", "file_name", "height", "width")} == {
+    assert {k: sample[k] for k in ("dataset", "entry", "image_id", "file_name", "height", "width")} == {
         "dataset": "x",
-        "catalog": "x_train",
+        "entry": "x_train",
         "image_id": "a",
         "file_name": dataset_dict["file_name"],
         "height": 20,
@@ -328,11 +327,11 @@ def test_labels_boxes_and_tags_are_remapped_once(tmp_path, two_spaces):
     raw = rng().choice(list(expected), (30, 40)).astype(np.uint8)
     boxes = [{"bbox": [2, 2, 20, 20], "bbox_mode": BoxMode.XYXY_ABS, "category_id": c} for c in (3, 2, 0, 1)]
     dataset_dict = entry(tmp_path, np.zeros((30, 40, 3), np.uint8), raw, annotations=boxes, image_tags=[0, 1, 3])
-    dataset_dict.update(catalog="fine_mapper", dataset="fine")
+    dataset_dict.update(entry="fine_mapper", dataset="fine")
     targets = label_targets(["fine_mapper", "coarse_mapper"], "coarse")
     np.testing.assert_array_equal(targets["fine_mapper"].translation, remap(*two_spaces))
     sample = TrainMapper(targets)(dataset_dict, rng())
-    assert sample["dataset"] == "coarse" and sample["catalog"] == "fine_mapper"
+    assert sample["dataset"] == "coarse" and sample["entry"] == "fine_mapper"
     assert sample["sem_seg"].tolist() == [[expected[i] for i in row] for row in raw.tolist()]
     assert sample["instances"].gt_classes.tolist() == [0, 1, 1] and sample["image_tags"] == [1]
     assert targets["coarse_mapper"].translation is None
@@ -397,7 +396,7 @@ def test_config_values_that_mean_nothing_are_refused_by_key(key, value):
 def test_test_images_keep_their_size_and_their_dict(tmp_path):
     image, label = blocks(40, 60)
     dataset_dict = entry(tmp_path, image, label)
-    sample = TestMapper(image_format="RGB")(dataset_dict)
+    sample = EvaluationMapper(image_format="RGB")(dataset_dict)
     assert sample["image"].numpy().tolist() == image.transpose(2, 0, 1).tolist()
     assert {k: sample[k] for k in dataset_dict} == dataset_dict and "sem_seg" not in sample
     assert (sample["height"], sample["width"]) == (40, 60)
@@ -408,7 +407,7 @@ def test_test_images_are_resized_as_detectron2_does(tmp_path, min_size, max_size
     image = np.asarray(Image.fromarray(blocks(40, 60)[0]).resize((60, 40)))
     dataset_dict = entry(tmp_path, image)
     cfg = config(**{"INPUT.MIN_SIZE_TEST": min_size, "INPUT.MAX_SIZE_TEST": max_size})
-    sample = TestMapper(cfg)(dataset_dict)
+    sample = EvaluationMapper(cfg)(dataset_dict)
     resize = T.ResizeShortestEdge(min_size, max_size or 10**9)
     theirs = DatasetMapper(is_train=False, augmentations=[resize], image_format="BGR")(dataset_dict)
     assert sample["image"].shape == theirs["image"].shape
@@ -434,13 +433,13 @@ def test_real_datasets_give_samples_that_stack(samples):
         color_jitter=0.2,
     )
     batch = []
-    for catalog, (images, labels) in places.items():
+    for name, (images, labels) in places.items():
         for seed, image in enumerate(sorted((samples / images).iterdir())[:4]):
             label = samples / labels / f"{image.stem}.png"
-            dataset_dict = {"catalog": catalog, "file_name": str(image), "sem_seg_file_name": str(label)}
+            dataset_dict = {"entry": name, "file_name": str(image), "sem_seg_file_name": str(label)}
             batch.append(mapper(dataset_dict, rng(seed)))
     assert torch.stack([s["image"] for s in batch]).shape == (16, 3, 256, 320)
     for sample in batch:
         local = sample["sem_seg"][sample["sem_seg"] != IGNORE]
         assert local.numel() > 1000
-        assert local.max() < len(MetadataCatalog.get(sample["catalog"]).stuff_classes)
+        assert local.max() < len(MetadataCatalog.get(sample["entry"]).stuff_classes)

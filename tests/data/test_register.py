@@ -111,7 +111,7 @@ def test_data_root_is_read_when_data_are_loaded(tmp_path, monkeypatch):
         (tmp_path / name).touch()
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     (record,) = DatasetCatalog.get("my_city_train")
-    assert record["sem_seg_file_name"] == f"{tmp_path}/gt/1.png" and record["catalog"] == "my_city_train"
+    assert record["sem_seg_file_name"] == f"{tmp_path}/gt/1.png" and record["entry"] == "my_city_train"
     assert [r["image_id"] for r in DatasetCatalog.get("my_city_test")] == ["9"]
     assert MetadataCatalog.get("my_city_test").annotation == "none"
 

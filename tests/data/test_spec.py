@@ -39,7 +39,7 @@ def test_example_in_the_documentation(tmp_path):
     assert spec.classes[0].covers == ("road",) and spec.classes[1].covers is None
     assert spec.raw_to_local[[7, 8, 23, 30, 0, 255, 9]].tolist() == [0, 0, 1, 2, IGNORE, IGNORE, ILLEGAL]
     train, val, test = (spec.splits[s] for s in ("train", "val", "test"))
-    assert (train.count, train.annotation, train.catalog) == (300, "pixel", "my_city_train")
+    assert (train.count, train.annotation, train.entry) == (300, "pixel", "my_city_train")
     assert val.images == ("my_city/a/{id}.jpg", "my_city/b/{id}.png") and val.ids == "my_city/val.txt"
     assert test.labels == () and test.annotation == "none"
 
@@ -116,7 +116,7 @@ def test_extends_takes_what_is_not_given(tmp_path):
     assert spec.ignore_ids == (255,) and spec.class_names == ("road", "sky")
     train = spec.splits["train"]  # paths start from the file in which they stand
     assert train.images == (f"{folder}/a/{{id}}.jpg",) and train.ids == f"{folder}/train.txt"
-    assert train.catalog == "variant_train"
+    assert train.entry == "variant_train"
 
 
 def test_extends_a_packaged_spec_and_other_files_in_a_chain(tmp_path):

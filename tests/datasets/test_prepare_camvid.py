@@ -8,7 +8,7 @@ import numpy as np
 from label_files import save
 
 from multiseg_d2.data.files import list_pairs
-from multiseg_d2.data.reader import read_local_label
+from multiseg_d2.data.labels import read_local_label
 from multiseg_d2.data.register import register_dataset
 from multiseg_d2.data.spec import load_spec
 

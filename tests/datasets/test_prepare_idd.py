@@ -10,7 +10,7 @@ import pytest
 from label_files import ids_in, picture, save
 
 from multiseg_d2.data.files import list_pairs
-from multiseg_d2.data.reader import read_local_label
+from multiseg_d2.data.labels import read_local_label
 from multiseg_d2.data.register import register_dataset
 from multiseg_d2.data.spec import load_spec
 

@@ -10,7 +10,7 @@ import pytest
 from label_files import ids_in, picture, save
 
 from multiseg_d2.data.files import list_pairs
-from multiseg_d2.data.reader import read_label, read_local_label
+from multiseg_d2.data.labels import read_label, read_local_label
 from multiseg_d2.data.spec import load_spec
 
 FOLDER = Path(__file__).resolve().parent.parent.parent / "datasets"

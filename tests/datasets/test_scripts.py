@@ -44,6 +44,6 @@ def test_readme_names_every_spec_folder_and_number():
         for split in load_spec(name).splits.values():
             top = {pattern.split("/")[0] for pattern in (*split.images, *split.labels)}
             assert all(f"── {folder}/" in text for folder in top), top
-            assert split.count is None or str(split.count) in text, split.catalog
+            assert split.count is None or str(split.count) in text, split.entry
     for script_file in FOLDER.glob("*.py"):
         assert script_file.name in text

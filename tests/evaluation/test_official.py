@@ -13,7 +13,7 @@ from detectron2.data import MetadataCatalog
 from PIL import Image
 
 from multiseg_d2.data.register import register_packaged
-from multiseg_d2.data.spec_model import OFFICIAL_RULES as NAMES_IN_SPECS
+from multiseg_d2.data.spec import OFFICIAL_RULES as NAMES_IN_SPECS
 from multiseg_d2.evaluation import confusion
 from multiseg_d2.evaluation.evaluator import rule_of
 from multiseg_d2.evaluation.official import OFFICIAL_RULES, build_rule

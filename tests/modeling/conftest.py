@@ -84,7 +84,7 @@ def make_sample():
         labels[torch.rand(size, generator=rng) < 0.2] = 255
         image = torch.randint(0, 256, (3, *size), generator=rng, dtype=torch.uint8)
         height, width = size
-        names = {"file_name": f"{like}_{seed}.png", "dataset": like, "catalog": f"modeling_{like}_val"}
+        names = {"file_name": f"{like}_{seed}.png", "dataset": like, "entry": f"modeling_{like}_val"}
         return {"image": image, "sem_seg": labels, "height": height, "width": width, **names, **further}
 
     return make

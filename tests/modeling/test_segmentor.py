@@ -85,7 +85,7 @@ def test_scores_do_not_depend_on_the_other_images(make_model, make_sample, optio
 def test_another_label_space_keeps_the_datasets_norms(make_model, make_sample):
     model = disturb(make_model(*DATASET_NORM)).eval()
     as_alpha = make_sample(0, label_space="beta")
-    as_beta = make_sample(0, dataset="beta", catalog="modeling_beta_val")
+    as_beta = make_sample(0, dataset="beta", entry="modeling_beta_val")
     assert torch.equal(as_alpha["image"], as_beta["image"])
     assert not torch.equal(model([as_alpha])[0]["sem_seg"], model([as_beta])[0]["sem_seg"])
 
@@ -122,7 +122,7 @@ def test_the_space_of_the_catalog_entry_is_the_one_that_counts(make_model, make_
     MetadataCatalog.get("modeling_beta_variant").set(label_space=space, dataset="beta")
     try:
         with pytest.raises(UnknownLabelSpaceError, match=r"(?s)'vehicle'.*'thing'"):
-            make_model().eval()([make_sample(0, "beta", catalog="modeling_beta_variant")])
+            make_model().eval()([make_sample(0, "beta", entry="modeling_beta_variant")])
     finally:
         MetadataCatalog.pop("modeling_beta_variant")
 

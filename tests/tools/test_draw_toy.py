@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import pytest
 
-from multiseg_d2.data.toy import LOOKS
+from multiseg_d2.toy import LOOKS
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "draw_toy.py"
 

@@ -18,7 +18,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from PIL import Image
 from torch import nn
 
-from multiseg_d2.data.mapper import TestMapper
+from multiseg_d2.data.mapper import EvaluationMapper
 from multiseg_d2.engine import Trainer, load_config
 from multiseg_d2.engine.predictor import Predictor
 from multiseg_d2.evaluation import pictures
@@ -280,6 +280,6 @@ def test_labels_equal_those_of_the_evaluation_path(config, tmp_path):
     photo(tmp_path / "a.png", (60, 90))
     cfg = load_config(str(config), ["INPUT.MIN_SIZE_TEST", "40", "INPUT.MAX_SIZE_TEST", "50"])
     predictor = Predictor(cfg, "kitti")
-    sample = TestMapper(cfg)({"file_name": str(tmp_path / "a.png"), "dataset": "kitti"})
+    sample = EvaluationMapper(cfg)({"file_name": str(tmp_path / "a.png"), "dataset": "kitti"})
     labels = predictor.model([sample])[0]["sem_seg"].argmax(0).numpy()
     assert (predictor(np.asarray(Image.open(tmp_path / "a.png"))) == labels).all()

@@ -108,7 +108,7 @@ def test_classifiers_are_per_dataset_unless_shared(make_model):
 def test_remapped_labels_share_the_targets_classifier(make_model, make_sample):
     model = make_model(*BOTH, "DATASETS.REMAP_TO", "beta")
     assert model.class_names() == {"beta": ["ground", "vehicle", "person"]}
-    mapped = [make_sample(i, "beta", dataset="alpha", catalog="modeling_alpha_train") for i in range(2)]
+    mapped = [make_sample(i, "beta", dataset="alpha", entry="modeling_alpha_train") for i in range(2)]
     losses = model(mapped)
     assert set(losses) == {"loss_alpha", "loss_aux_alpha"}
     model.eval()

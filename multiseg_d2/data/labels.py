@@ -1,4 +1,4 @@
-"""Label files -> raw ids -> local ids, for each way in which a dataset stores ids.
+"""Label files -> raw ids -> local ids, for each way in which a dataset stores ids, in its own classes or in others'.
 
 A file that does not look as the spec's ``encoding`` says is refused by name, never guessed. Crops translate only the
 pixels that they keep, so reading is split: :meth:`LabelReader.decode` gives pixels as stored,
@@ -7,18 +7,35 @@ pixels that they keep, so reading is split: :meth:`LabelReader.decode` gives pix
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
 import numpy as np
 from detectron2.data import MetadataCatalog
 
-from ..label_space import IllegalLabelError, to_local
+from ..label_space import IGNORE, IllegalLabelError, LabelSpace, remap, to_local
+from ..yaml_file import did_you_mean
 from .decode import BadFileError, EncodedFile, decode_color, decode_index, open_file
-from .exact_lookup import ExactLookup
-from .spec_model import DatasetSpec
+from .spec import DatasetSpec
 
-__all__ = ["IllegalColorError", "LabelReader", "UnknownSegmentError", "label_path"]
+__all__ = [
+    "ExactLookup",
+    "IllegalColorError",
+    "LabelReader",
+    "LabelTarget",
+    "UnknownSegmentError",
+    "label_path",
+    "label_targets",
+    "read_label",
+    "read_local_label",
+]
+
+logger = logging.getLogger(__name__)
+
+_MULTIPLIERS = np.random.RandomState(0).randint(1 << 16, 1 << 31, 64).astype(np.uint32) | np.uint32(1)
 
 
 class IllegalColorError(IllegalLabelError):
@@ -77,14 +94,14 @@ class LabelReader:
             self._raw_of_color, self._unlisted = ExactLookup(*color_table), np.uint16(len(color_table[0]))
 
     @classmethod
-    def from_catalog(cls, catalog: str, raw_to_local: np.ndarray | None = None) -> LabelReader:
+    def from_entry(cls, entry: str, raw_to_local: np.ndarray | None = None) -> LabelReader:
         """The reader of a registered entry, for example ``"camvid_train"``.
 
         Args:
-            catalog: name in Detectron2's ``MetadataCatalog``.
+            entry: name in Detectron2's ``MetadataCatalog``.
             raw_to_local: another table than the dataset's own, for remapped labels.
         """
-        return cls.from_spec(MetadataCatalog.get(catalog).spec, raw_to_local)
+        return cls.from_spec(MetadataCatalog.get(entry).spec, raw_to_local)
 
     @classmethod
     def from_spec(cls, spec: DatasetSpec, raw_to_local: np.ndarray | None = None) -> LabelReader:
@@ -92,7 +109,7 @@ class LabelReader:
 
         Args:
             spec: of the dataset.
-            raw_to_local: as for :meth:`from_catalog`.
+            raw_to_local: as for :meth:`from_entry`.
         """
         table = spec.raw_to_local if raw_to_local is None else raw_to_local
         return cls(spec.encoding, table, spec.color_table() if spec.encoding == "color" else None)
@@ -196,3 +213,156 @@ def _keys(stored: np.ndarray) -> np.ndarray:
 def _counts(keys: np.ndarray) -> dict[int, int]:
     values, counts = np.unique(keys, return_counts=True)
     return dict(zip(values.tolist(), counts.tolist()))
+
+
+def read_label(dataset_dict: dict[str, Any]) -> np.ndarray:
+    """Reads a label map as raw ids, as the spec of the dict's catalog entry says.
+
+    Args:
+        dataset_dict: with ``entry`` and ``sem_seg_file_name`` (or ``pan_seg_file_name`` and ``segments_info``).
+
+    Returns:
+        (H, W) uint8 or uint16 raw ids.
+
+    Raises:
+        BadFileError: missing, broken or truncated file, or one that does not fit the encoding.
+        UnknownSegmentError: PNG and JSON of a panoptic label do not belong together.
+    """
+    reader = LabelReader.from_entry(dataset_dict["entry"])
+    return reader.to_raw(reader.read(dataset_dict), dataset_dict)
+
+
+def read_local_label(dataset_dict: dict[str, Any]) -> np.ndarray:
+    """Reads a label map as local ids of its own label space.
+
+    Args:
+        dataset_dict: as for :func:`read_label`.
+
+    Returns:
+        (H, W) uint8 local ids, ``IGNORE`` where nothing is scored.
+
+    Raises:
+        BadFileError: missing, broken or truncated file, or one that does not fit the encoding.
+        IllegalLabelError: an id (or colour, or segment) that the label space does not know, with file, id and count.
+    """
+    reader = LabelReader.from_entry(dataset_dict["entry"])
+    return reader.to_local(reader.read(dataset_dict), dataset_dict)
+
+
+# ---- In whose classes the labels of an entry come out ----
+
+
+@dataclass(frozen=True)
+class LabelTarget:
+    """How the labels of one catalog entry are read and in whose classes they come out.
+
+    Attributes:
+        dataset: whose label space the samples are in.
+        reader: translates stored pixels into that space.
+        translation: (C,) uint8, local id of the entry's own space -> local id of ``dataset``'s or ``IGNORE``, for boxes
+            and tags; None where they are the same.
+    """
+
+    dataset: str
+    reader: LabelReader
+    translation: np.ndarray | None = None
+
+
+def label_targets(entries: Sequence[str], remap_to: str = "") -> dict[str, LabelTarget]:
+    """The label targets of catalog entries.
+
+    Args:
+        entries: names in ``MetadataCatalog``.
+        remap_to: dataset whose classes all labels are translated into, "" = each entry keeps its own.
+
+    Raises:
+        ValueError: ``remap_to`` is not registered.
+    """
+    target = _space_of(remap_to) if remap_to else None
+    targets = {}
+    for entry in entries:
+        metadata = MetadataCatalog.get(entry)
+        if target is None or metadata.dataset == remap_to:
+            targets[entry] = LabelTarget(metadata.dataset, LabelReader.from_entry(entry))
+            continue
+        translation = remap(metadata.label_space, target)  # (C,)
+        dropped = ", ".join(c for c, t in zip(metadata.label_space.classes, translation) if t == IGNORE)
+        logger.info("%s in the classes of %s; without a counterpart: %s", entry, remap_to, dropped or "none")
+        composed = _compose(metadata.label_space.raw_to_local, translation)
+        targets[entry] = LabelTarget(remap_to, LabelReader.from_entry(entry, composed), translation)
+    return targets
+
+
+def _compose(raw_to_local: np.ndarray, translation: np.ndarray) -> np.ndarray:
+    """One table for both look-ups, so that no label map is ever translated twice."""
+    of_local = np.arange(256, dtype=np.uint8)  # IGNORE and ILLEGAL stay what they are
+    of_local[: len(translation)] = translation
+    return of_local[raw_to_local]
+
+
+def _space_of(dataset: str) -> LabelSpace:
+    known = (MetadataCatalog.get(entry) for entry in MetadataCatalog.list())
+    spaces = {metadata.dataset: metadata.label_space for metadata in known if metadata.get("label_space") is not None}
+    if dataset not in spaces:
+        raise ValueError(f"DATASETS.REMAP_TO: no dataset {dataset!r} is registered{did_you_mean(dataset, spaces)}.")
+    return spaces[dataset]
+
+
+# ---- 24-bit keys (colours, segment ids) ----
+
+
+class ExactLookup:
+    """Maps K known keys to values and tells unknown keys apart, at about 3 ns per pixel.
+
+    A table of all 2^24 colours would be 32 MB per dataset or, for segment ids, per image; a binary search takes ten
+    times as long. Here a multiplier is searched that sends every known key to a slot of its own (a perfect hash).
+
+    Args:
+        keys: (K,) distinct, below 2^24.
+        values: (K,) values below 2^16.
+
+    Raises:
+        ValueError: keys repeat, or a key or a value is out of range.
+    """
+
+    def __init__(self, keys: np.ndarray, values: np.ndarray) -> None:
+        keys, values = np.asarray(keys), np.asarray(values)
+        for name, numbers, limit in (("key", keys, 1 << 24), ("value", values, 1 << 16)):
+            if len(numbers) and not 0 <= numbers.min() <= numbers.max() < limit:
+                raise ValueError(f"{name}s must lie in [0, {limit - 1}], not in [{numbers.min()}, {numbers.max()}]")
+        keys = keys.astype(np.uint32)
+        self._multiplier, self._shift = _perfect_hash(keys)
+        slots = self._slots(keys)
+        self._values = np.zeros(1 << int(32 - self._shift), np.uint16)
+        self._values[slots] = values
+        # Empty slots hold a key beyond 24 bits, which no pixel has.
+        self._keys = np.full(self._values.shape, 0xFFFFFFFF, np.uint32)
+        self._keys[slots] = keys
+
+    def __call__(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Looks up any number of keys.
+
+        Args:
+            keys: (...) uint32.
+
+        Returns:
+            (...) uint16 values, arbitrary where the key is unknown; (...) bool, True where it is known.
+        """
+        slots = self._slots(keys)
+        return np.take(self._values, slots), np.take(self._keys, slots) == keys
+
+    def _slots(self, keys: np.ndarray) -> np.ndarray:
+        slots = keys * self._multiplier  # modulo 2^32
+        slots >>= self._shift
+        return slots
+
+
+def _perfect_hash(keys: np.ndarray) -> tuple[np.uint32, np.uint32]:
+    if len(np.unique(keys)) != len(keys):
+        raise ValueError("keys are not distinct")
+    for bits in range(max(4, len(keys).bit_length() + 1), 25):
+        shift = np.uint32(32 - bits)
+        for multiplier in _MULTIPLIERS:
+            if len(np.unique((keys * multiplier) >> shift)) == len(keys):
+                return multiplier, shift
+    raise RuntimeError(f"no multiplier separates these {len(keys)} keys")  # not met in 10^5 random sets

@@ -14,12 +14,13 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from multiseg_d2.data.reader import read_image, read_label, read_local_label
+from multiseg_d2.data.decode import read_image
+from multiseg_d2.data.labels import read_label, read_local_label
 from multiseg_d2.data.spec import packaged_specs
-from multiseg_d2.data.toy import CONCEPTS, LOOKS, SPLITS, ToyFilesError, draw_scene, draw_split_scene, write_toy
-from multiseg_d2.data.toy import write as write_module
-from multiseg_d2.data.toy.encode import MIN_PIXELS, concept_classes, encode_label, raw_label, toy_spec
 from multiseg_d2.label_space import DISJOINT, EQUAL, OVERLAP, SUBSET, SUPERSET, relation, remap
+from multiseg_d2.toy import CONCEPTS, LOOKS, SPLITS, ToyFilesError, draw_scene, draw_split_scene, write_toy
+from multiseg_d2.toy import write as write_module
+from multiseg_d2.toy.encode import MIN_PIXELS, concept_classes, encode_label, raw_label, toy_spec
 
 HEIGHT, WIDTH = 64, 128
 BY_NAME = {f"{s.folder}/{s.name}": s for s in SPLITS}
@@ -33,7 +34,7 @@ def scene(look="day", index=0, **changed):
 
 def space(spec_name):
     spec = toy_spec(spec_name)
-    return MetadataCatalog.get(next(iter(spec.splits.values())).catalog).label_space
+    return MetadataCatalog.get(next(iter(spec.splits.values())).entry).label_space
 
 
 @pytest.fixture(scope="module")
@@ -240,8 +241,8 @@ def test_the_same_scene_in_two_spaces(a, b, tmp_path):
         for name in (a, b):
             path = tmp_path / f"{name}_{look}.png"
             path.write_bytes(encode_label(drawing.concept, name))
-            catalog = next(iter(toy_spec(name).splits.values())).catalog
-            maps.append(read_local_label({"sem_seg_file_name": str(path), "catalog": catalog}))
+            entry = next(iter(toy_spec(name).splits.values())).entry
+            maps.append(read_local_label({"sem_seg_file_name": str(path), "entry": entry}))
         for local_a, local_b in {(int(i), int(j)) for i, j in zip(maps[0].ravel(), maps[1].ravel())}:
             if local_a != 255 and local_b != 255:
                 assert codes[local_a, local_b] != DISJOINT
@@ -270,7 +271,7 @@ def size_of(root):
 
 
 def test_all_splits_are_on_disk_and_readable(toy_root):
-    names = [split.catalog for spec in TOY_SPECS for split in toy_spec(spec).splits.values()]
+    names = [split.entry for spec in TOY_SPECS for split in toy_spec(spec).splits.values()]
     assert {"toy_day_train", "toy_dusk_unlabelled", "toy_night_test", "toy_evening_train", "toy_box_train"} <= set(
         names
     )

@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from ...taxonomy import Taxonomy
-from ..spec import DatasetSpec, load_spec
+from ..data.spec import DatasetSpec, load_spec
+from ..taxonomy import Taxonomy
 from .canvas import CONCEPTS
 from .scene import Drawing
 
@@ -20,7 +20,7 @@ __all__ = ["MIN_PIXELS", "concept_classes", "encode_image", "encode_label", "obj
 
 #: Objects of which fewer pixels are seen have no box and no tag.
 MIN_PIXELS = 6
-_TAXONOMY = Path(__file__).resolve().parents[1] / "taxonomy.yaml"
+_TAXONOMY = Path(__file__).resolve().parents[1] / "data" / "taxonomy.yaml"
 
 
 @lru_cache(maxsize=32)

@@ -10,10 +10,19 @@ import pytest
 import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import detection_utils as d2_utils
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from multiseg_d2.data.label_reader import IllegalColorError, LabelReader, UnknownSegmentError
-from multiseg_d2.data.reader import BadFileError, read_image, read_label, read_local_label
+from multiseg_d2.data.decode import BadFileError, read_image
+from multiseg_d2.data.labels import (
+    ExactLookup,
+    IllegalColorError,
+    LabelReader,
+    UnknownSegmentError,
+    read_label,
+    read_local_label,
+)
 from multiseg_d2.data.register import register_dataset, unregister_dataset
 from multiseg_d2.label_space import IGNORE, IllegalLabelError
 
@@ -201,7 +210,7 @@ def test_a_reader_survives_pickling_for_worker_processes(tmp_path, register):
     colors, expected = color_labels()
     save(tmp_path, "a", colors)
     (entry,) = register(name="reader_color", **COLORS, splits={"train": split(tmp_path)})
-    reader = pickle.loads(pickle.dumps(LabelReader.from_catalog(entry)))
+    reader = pickle.loads(pickle.dumps(LabelReader.from_entry(entry)))
     (dataset_dict,) = DatasetCatalog.get(entry)
     assert reader.to_local(reader.read(dataset_dict), dataset_dict).tolist() == expected
 
@@ -231,7 +240,7 @@ def test_bdd100k_palette_labels_are_train_ids(samples):
         with Image.open(path) as image:
             assert image.mode == "P"
             expected = np.asarray(image)
-        dataset_dict = {"catalog": "bdd100k_train", "sem_seg_file_name": str(path)}
+        dataset_dict = {"entry": "bdd100k_train", "sem_seg_file_name": str(path)}
         np.testing.assert_array_equal(read_label(dataset_dict), expected)
         local = read_local_label(dataset_dict)
         assert set(np.unique(local)) <= {*range(19), IGNORE}
@@ -245,7 +254,7 @@ def test_bdd100k_palette_labels_are_train_ids(samples):
 def test_real_grey_labels(samples, folder, entry, shift):
     classes = len(MetadataCatalog.get(entry).stuff_classes)
     for path in sorted((samples / folder).iterdir())[:5]:
-        dataset_dict = {"catalog": entry, "sem_seg_file_name": str(path)}
+        dataset_dict = {"entry": entry, "sem_seg_file_name": str(path)}
         local, raw = read_local_label(dataset_dict), np.asarray(Image.open(path))
         assert local[local != IGNORE].max() < classes
         if shift is not None:
@@ -261,7 +270,7 @@ def test_kitti_labels_are_label_ids(samples):
     train_ids |= {27: 14, 28: 15, 31: 16, 32: 17, 33: 18}
     for path in sorted((samples / "kitti_semantic/labels/train").iterdir()):
         raw = np.asarray(Image.open(path))
-        local = read_local_label({"catalog": "kitti_train", "sem_seg_file_name": str(path)})
+        local = read_local_label({"entry": "kitti_train", "sem_seg_file_name": str(path)})
         for raw_id in np.unique(raw).tolist():
             assert set(np.unique(local[raw == raw_id])) == {train_ids.get(raw_id, IGNORE)}
 
@@ -300,3 +309,33 @@ def test_comma10k_colours(samples, register):
         local = read_local_label(dataset_dict)
         for i, color in enumerate(colors):
             np.testing.assert_array_equal(local == i, (rgb == color).all(axis=2))
+
+
+# ---- 24-bit keys, against a dict ----
+
+KEYS = st.integers(0, (1 << 24) - 1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(known=st.dictionaries(KEYS, st.integers(0, 65535), max_size=300), others=st.lists(KEYS, max_size=50))
+def test_lookup_equals_a_dict(known, others):
+    lookup = ExactLookup(np.array(list(known), np.uint32), np.array(list(known.values()), np.int64))
+    asked = np.array([*known, *others], np.uint32)
+    values, found = lookup(asked)
+    for key, value, hit in zip(asked.tolist(), values.tolist(), found.tolist()):
+        assert hit == (key in known)
+        if hit:
+            assert value == known[key]
+
+
+@pytest.mark.parametrize("step", [1, 256, 65536, 4095])
+def test_regular_keys_find_slots_of_their_own(step):
+    keys = np.arange(0, min(1 << 24, 400 * step), step, dtype=np.uint32)
+    values, found = ExactLookup(keys, np.arange(len(keys)))(keys.reshape(1, -1))
+    assert found.all() and (values[0] == np.arange(len(keys))).all()
+
+
+def test_what_does_not_fit_is_refused():
+    for keys, values in (([1, 1], [0, 0]), ([1 << 24], [0]), ([-1], [0]), ([1], [65536]), ([1], [-1])):
+        with pytest.raises(ValueError, match="distinct|must lie in"):
+            ExactLookup(np.array(keys, np.int64), np.array(values))
