@@ -37,7 +37,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from multiseg_d2.yaml_file import did_you_mean, read_yaml
+from ..yaml_file import did_you_mean, read_yaml
 
 __all__ = ["Claim", "ClaimError", "Column", "Phase", "Row", "Run", "load_claim"]
 

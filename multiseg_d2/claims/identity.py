@@ -13,17 +13,15 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-import multiseg_d2
-from multiseg_d2.data.register import register_from_config
-from multiseg_d2.engine.config_file import load_config
-
+from ..data.register import register_from_config
+from ..engine.config_file import load_config
 from .claim import ClaimError, Phase
 
 __all__ = ["PhaseIdentity", "identify", "source_hash"]
 
 #: Keys that decide where files go and how fast the run is, not what comes out.
 _NO_EFFECT = ("OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "VIS_PERIOD", "TEST.NUM_PICTURES", "SOLVER.CHECKPOINT_PERIOD")
-_PACKAGE = Path(multiseg_d2.__file__).resolve().parent
+_PACKAGE = Path(__file__).resolve().parents[1]
 
 
 @dataclasses.dataclass(frozen=True)

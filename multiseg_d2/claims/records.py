@@ -12,7 +12,7 @@ from typing import Any
 import detectron2
 import torch
 
-from multiseg_d2.atomic_file import write_atomically
+from ..atomic_file import write_atomically
 
 __all__ = ["FinishedRun", "find_record", "read_failure", "write_failure", "write_record"]
 

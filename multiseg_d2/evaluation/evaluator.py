@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.catalog import Metadata
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
@@ -22,9 +21,9 @@ from ..data.decode import read_image
 from ..data.labels import label_path, read_local_label
 from . import confusion, pictures
 from .confusion_plot import confusion_plot
-from .official import OfficialRule, build_rule
+from .official import rule_of
 
-__all__ = ["EvaluationError", "MultiDatasetEvaluator", "build_evaluator", "predicted_labels", "rule_of"]
+__all__ = ["EvaluationError", "MultiDatasetEvaluator", "build_evaluator", "predicted_labels"]
 
 logger = logging.getLogger(__name__)
 
@@ -44,12 +43,6 @@ def build_evaluator(cfg: CfgNode, catalog_name: str, output_dir: str | None = No
     """
     output_dir = output_dir or os.path.join(cfg.OUTPUT_DIR, "inference")
     return MultiDatasetEvaluator(catalog_name, output_dir=output_dir, num_pictures=cfg.TEST.NUM_PICTURES)
-
-
-def rule_of(metadata: Metadata) -> OfficialRule | None:
-    """The official rule of a catalog entry; None where the plain scores are its own."""
-    spec = metadata.spec.evaluation
-    return build_rule(spec.official, metadata.label_space.classes, spec.groupings)
 
 
 class MultiDatasetEvaluator(DatasetEvaluator):

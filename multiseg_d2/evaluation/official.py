@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from detectron2.data.catalog import Metadata
 from PIL import Image
 
 from . import confusion
 
-__all__ = ["OFFICIAL_RULES", "OfficialRule", "build_rule"]
+__all__ = ["OFFICIAL_RULES", "OfficialRule", "build_rule", "rule_of"]
 
 Groupings = Mapping[str, Mapping[str, Sequence[str]]]
 
@@ -228,6 +229,12 @@ def build_rule(name: str, classes: Sequence[str], groupings: Groupings) -> Offic
         ValueError: a grouping names an unknown class.
     """
     return None if name == "none" else OFFICIAL_RULES[name](classes, groupings)
+
+
+def rule_of(metadata: Metadata) -> OfficialRule | None:
+    """The official rule of a catalog entry; None where the plain scores are its own."""
+    spec = metadata.spec.evaluation
+    return build_rule(spec.official, metadata.label_space.classes, spec.groupings)
 
 
 def _without_void(matrix: np.ndarray) -> np.ndarray:

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from . import confusion
-
-if TYPE_CHECKING:
-    from .report import DatasetScores
+from .scores import DatasetScores, mean_miou
 
 __all__ = ["dataset_tables", "markdown", "number", "summary_table"]
 
@@ -135,7 +131,7 @@ def _summary_rows(scores: Sequence[DatasetScores]) -> list[list[str]]:
             + [one.official.title if one.official else ""]
         )
     if len(scores) > 1:
-        rows.append(["mean", "", "", number(confusion.mean([one.overall["mIoU"] for one in scores])), *[""] * 5])
+        rows.append(["mean", "", "", number(mean_miou(scores)), *[""] * 5])
     return rows
 
 

@@ -15,8 +15,7 @@ from PIL import Image
 from multiseg_d2.data.register import register_packaged
 from multiseg_d2.data.spec import OFFICIAL_RULES as NAMES_IN_SPECS
 from multiseg_d2.evaluation import confusion
-from multiseg_d2.evaluation.evaluator import rule_of
-from multiseg_d2.evaluation.official import OFFICIAL_RULES, build_rule
+from multiseg_d2.evaluation.official import OFFICIAL_RULES, build_rule, rule_of
 
 EVALUATED = [label for label in cityscapes_labels if not label.ignoreInEval]
 CLASSES = [label.name for label in EVALUATED]

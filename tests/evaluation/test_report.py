@@ -13,8 +13,8 @@ from detectron2.data import MetadataCatalog
 from rich.console import Console
 
 from multiseg_d2.evaluation import MultiDatasetEvaluator, write_report
-from multiseg_d2.evaluation.report import mean_miou
 from multiseg_d2.evaluation.report_tables import number
+from multiseg_d2.evaluation.scores import mean_miou
 
 
 @pytest.fixture
