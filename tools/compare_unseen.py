@@ -2,7 +2,7 @@
 r"""Evaluates a trained model on datasets that it was not trained on, once for every way to choose the batch norm.
 
     python tools/compare_unseen.py --config-file configs/quickstart/four_datasets.yaml \
-        MODEL.WEIGHTS output/four_datasets/model_final.pth DATASETS.TEST "('comma10k_sample_train',)"
+        MODEL.WEIGHTS output/quickstart/four_datasets/model_final.pth DATASETS.TEST "('comma10k_sample_train',)"
 
 The choices are those of MODEL.DATASET_NORM.UNSEEN: the branch of each trained dataset, the nearest one by the
 statistics of the norms' inputs, the average of all, and the nearest one with statistics re-estimated on the unseen

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Labels a picture, a folder of pictures, a video or a registered split with a trained model.
 
-    python tools/predict.py --config-file configs/quickstart/toy.yaml --weights output/toy/model_final.pth \
+    python tools/predict.py --config-file configs/quickstart/toy.yaml --weights output/quickstart/toy/model_final.pth \
         --input street.jpg --output out --space camvid
     python tools/predict.py ... --input folder/ --output out --ids --overlay
     python tools/predict.py ... --input drive.mp4 --output drive_labelled.mp4

@@ -21,6 +21,8 @@ __all__ = ["PhaseIdentity", "identify", "source_hash"]
 
 #: Keys that decide where files go and how fast the run is, not what comes out.
 _NO_EFFECT = ("OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "VIS_PERIOD", "TEST.NUM_PICTURES", "SOLVER.CHECKPOINT_PERIOD")
+#: Keys that name files; what is in these counts, not where they lie.
+_FILES = ("MODEL.WEIGHTS", "DATASETS.SPECS", "DATASETS.TAXONOMY")
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -57,7 +59,7 @@ def identify(phase: Phase, seed: int, parent: str | None) -> PhaseIdentity:
         raise ClaimError(f"{phase.config}: {problem}") from problem
     weights = f"weights of {parent}" if parent else _file_identity(cfg.MODEL.WEIGHTS)
     facts = {
-        "config": _plain(_without(cfg, (*_NO_EFFECT, "MODEL.WEIGHTS"))),
+        "config": _plain(_without(cfg, (*_NO_EFFECT, *_FILES))),
         "weights": weights,
         "taxonomy": _file_identity(cfg.DATASETS.TAXONOMY),
         "specs": {n: _spec_identity(n) for n in dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))},
@@ -109,9 +111,11 @@ def _file_identity(path: str) -> str:
     return total.hexdigest()
 
 
-def _spec_identity(catalog_name: str) -> list[str]:
-    """A split by its spec and the list of its images; not by where the spec file lies."""
-    metadata = MetadataCatalog.get(catalog_name)
-    ids = metadata.spec.splits[metadata.split].ids
-    listed = _file_identity(ids) if isinstance(ids, str) else ""
-    return [repr(dataclasses.replace(metadata.spec, path="")), listed]
+def _spec_identity(catalog_name: str) -> str:
+    """A split by its spec and the lists of its images, by their content; not by where the files lie."""
+    spec = MetadataCatalog.get(catalog_name).spec
+    splits = {
+        name: dataclasses.replace(split, ids=_file_identity(split.ids)) if isinstance(split.ids, str) else split
+        for name, split in spec.splits.items()
+    }
+    return repr(dataclasses.replace(spec, path="", splits=splits))

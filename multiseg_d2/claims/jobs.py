@@ -103,9 +103,9 @@ class _Planner:
             self.jobs[identity.key] = before = job
 
     def _job(self, title: str, phase: Phase, seed: int, identity: PhaseIdentity, before: Job | None) -> Job:
-        stem = f"{phase.config.stem}-s{seed}-{identity.key[:10]}"
-        record = find_record(self.folder, stem, identity.key, source_hash(), self.any_source)
-        folder = record.folder if record else self.folder / f"{stem}-{source_hash()[:8]}"
+        record = find_record(self.folder, identity.key, source_hash(), self.any_source)
+        name = f"{phase.config.stem}-s{seed}-{identity.key[:10]}-{source_hash()[:8]}"
+        folder = record.folder if record else self.folder / name
         weights = None
         if before is not None:  # an evaluation makes no weights of its own
             weights = before.weights if before.phase.eval_only else before.folder / WEIGHTS_NAME

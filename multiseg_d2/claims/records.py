@@ -36,10 +36,10 @@ class FinishedRun:
     source: str
 
 
-def find_record(folder: Path, stem: str, key: str, source: str, any_source: bool) -> FinishedRun | None:
+def find_record(folder: Path, key: str, source: str, any_source: bool) -> FinishedRun | None:
     """The finished run with this key: by this version of the package or, with ``any_source``, else the newest."""
     found = []
-    for path in folder.glob(f"{stem}-*/{_RECORD}"):
+    for path in folder.glob(f"*-{key[:10]}-*/{_RECORD}"):
         content = json.loads(path.read_text())
         if content["key"] == key and (any_source or content["source"] == source):
             found.append((content["source"] == source, content["finished"], path.parent, content))

@@ -31,6 +31,8 @@ def load_config(path: str = "", overrides: Sequence[str] = ()) -> CfgNode:
     """Reads a config file over the defaults, then the ``KEY VALUE`` pairs of the command line.
 
     Unlike Detectron2's ``merge_from_file``, which evaluates Python expressions in YAML tags, nothing in a file is run.
+    ``OUTPUT_DIR`` follows from the config's path where nobody sets it: ``configs/cdcl/cs_bdd_r18.yaml`` writes to
+    ``./output/cdcl/cs_bdd_r18``, a file outside any folder ``configs`` to ``./output/<its name>``.
 
     Args:
         path: a YAML file; its ``_BASE_`` names one file or a list of them, relative to itself. "" for none.
@@ -45,9 +47,17 @@ def load_config(path: str = "", overrides: Sequence[str] = ()) -> CfgNode:
     """
     cfg = default_config()
     if path:
+        cfg.OUTPUT_DIR = _output_dir(Path(path))
         _merge(cfg, _read_with_bases(Path(path).expanduser(), ()), path)
     _merge_overrides(cfg, list(overrides))
     return cfg
+
+
+def _output_dir(path: Path) -> str:
+    """Where a config's run is written: one folder per config, so that two runs never share their metrics."""
+    parts = path.expanduser().resolve().with_suffix("").parts
+    below = parts[len(parts) - parts[::-1].index("configs") :] if "configs" in parts[:-1] else parts[-1:]
+    return "./" + "/".join(("output", *below))
 
 
 def _read_with_bases(path: Path, below: tuple[Path, ...]) -> dict[str, Any]:

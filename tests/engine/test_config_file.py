@@ -33,6 +33,28 @@ def test_values_bases_and_overrides(load):
     assert load_config() == default_config()
 
 
+@pytest.mark.parametrize(
+    ("file", "folder"),
+    [
+        ("configs/uniseg/cim.yaml", "./output/uniseg/cim"),
+        ("configs/top.yaml", "./output/top"),
+        ("configs/old/configs/x.yaml", "./output/x"),
+        ("mine/v1.2.yaml", "./output/v1.2"),
+    ],
+)
+def test_the_output_folder_follows_from_the_path_of_the_config(tmp_path, monkeypatch, file, folder):
+    path = tmp_path / file
+    path.parent.mkdir(parents=True)
+    path.write_text("SEED: 1")
+    assert folder == load_config(str(path)).OUTPUT_DIR
+    monkeypatch.chdir(path.parent)
+    assert folder == load_config(path.name).OUTPUT_DIR  # wherever it is called from
+    assert load_config(str(path), ["OUTPUT_DIR", "here"]).OUTPUT_DIR == "here"
+    (path.parent / "base.yaml").write_text("OUTPUT_DIR: ./output")  # said is said, in a base as well
+    path.write_text("_BASE_: base.yaml")
+    assert load_config(str(path)).OUTPUT_DIR == "./output"
+
+
 def test_what_detectron2_writes_can_be_read(load):
     cfg = load("DATASETS: {TRAIN: ['x', 'y']}")
     assert yaml.safe_load(load(cfg.dump()).dump()) == yaml.safe_load(cfg.dump())
