@@ -15,6 +15,8 @@ PACKAGE = "multiseg_d2"
 PURE = (
     "multiseg_d2.label_space",
     "multiseg_d2.taxonomy",
+    "multiseg_d2.unified",
+    "multiseg_d2.class_relations",
     "multiseg_d2.yaml_file",
     "multiseg_d2.data.schedule",
     "multiseg_d2.modeling.losses",

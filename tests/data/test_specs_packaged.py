@@ -24,7 +24,8 @@ from multiseg_d2.taxonomy import Taxonomy
 
 PACKAGE = Path(__file__).parents[2] / "multiseg_d2" / "data"
 SAMPLE_SPECS = sorted((Path(__file__).parents[2] / "datasets" / "samples").glob("*.yaml"))
-REAL = [name for name in packaged_specs() if not name.startswith("toy_")]
+#: Layouts and label spaces of real datasets; what a spec in UniSeg's spelling means is in tests/test_unified.py.
+REAL = [name for name in packaged_specs() if not name.startswith(("toy_", "uniseg_"))]
 #: Specs that read the main layout of the facts of the same name; of CamVid that is the 32-colour release.
 MAIN = {
     **{
