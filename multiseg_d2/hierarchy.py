@@ -4,8 +4,8 @@ Every class of every dataset is a set of universal classes (leaves of the taxono
 inside another is a node below it, and each inner node owns a softmax over its children. What sets that overlap without
 nesting become is our reading, because the paper's rule is not public: see :func:`build_nodes`.
 
-Source: HTSS (2023) and its predecessor, "Training of Convolutional Networks on Multiple Heterogeneous Datasets for Street
-Scene Semantic Segmentation" (IV 2018).
+Source: HTSS (2023) and its predecessor, "Training of Convolutional Networks on Multiple Heterogeneous Datasets for
+Street Scene Semantic Segmentation" (IV 2018).
 """
 
 from __future__ import annotations
