@@ -30,7 +30,7 @@ class UnifiedClasses:
         spaces: dataset -> its label space.
         names: U names, unique. The order is that of the universal classes (by exact names: alphabetical).
         membership: (U, L) bool, True where union class u covers universal class l; rows are distinct.
-        main: (U,) int64, the universal class that most pixels of u belong to, -1 where no table says so.
+        main_universal: (U,) int64, the universal class that most pixels of u belong to, -1 where no table says so.
         tables: dataset -> (C,) int16, local id -> union id or ``NO_CLASS``.
         present: (K, U) bool, True where the dataset (in the order of ``spaces``) has the class.
     """
@@ -38,7 +38,7 @@ class UnifiedClasses:
     spaces: Mapping[str, LabelSpace]
     names: tuple[str, ...]
     membership: np.ndarray
-    main: np.ndarray
+    main_universal: np.ndarray
     tables: Mapping[str, np.ndarray]
     present: np.ndarray
 
@@ -64,9 +64,8 @@ class UnifiedClasses:
         present = np.zeros((len(spaces), len(order)), bool)
         for k, table in enumerate(tables.values()):
             present[k, table[table != NO_CLASS]] = True
-        return cls(
-            dict(spaces), _names(spaces, tables, len(order)), membership, _mains(spaces, tables), tables, present
-        )
+        names, mains = _names(spaces, tables, len(order)), _mains(spaces, tables, len(order))
+        return cls(dict(spaces), names, membership, mains, tables, present)
 
     @property
     def size(self) -> int:
@@ -82,9 +81,9 @@ class UnifiedClasses:
         """Which union classes score each class of a label space.
 
         A dataset of the union has its own classes. For any other, a union class belongs to the narrowest class that
-        contains it; a class that contains none takes those, not contained in any, whose ``main`` content (what most of
-        their pixels are) it holds. Nothing else is guessed: a union class that is several classes of ``space`` at
-        once names none of them.
+        contains it; a class that contains none takes those, not contained in any, whose ``main_universal`` class (what
+        most of their pixels are) it covers. Nothing else is guessed: a union class that is several classes of
+        ``space`` at once names none of them.
 
         Returns:
             For each of the C classes the union ids whose maximum is its score; the local ids of classes without any.
@@ -114,8 +113,8 @@ class UnifiedClasses:
                 columns[min(containing, key=lambda c: wanted[c].sum())].append(u)
         for c, ids in enumerate(columns):
             if not ids:
-                unused = ~inside.any(1) & (self.main >= 0)
-                ids.extend(u for u in np.flatnonzero(unused).tolist() if wanted[c, self.main[u]])
+                unused = ~inside.any(1) & (self.main_universal >= 0)
+                ids.extend(u for u in np.flatnonzero(unused).tolist() if wanted[c, self.main_universal[u]])
         return columns
 
 
@@ -135,7 +134,7 @@ def _names(spaces: Mapping[str, LabelSpace], tables: Mapping[str, np.ndarray], s
 def _mains(spaces: Mapping[str, LabelSpace], tables: Mapping[str, np.ndarray], size: int) -> np.ndarray:
     mains = np.full(size, -1, np.int64)
     for dataset, space in spaces.items():
-        for main, u in zip(space.main.tolist(), tables[dataset].tolist()):
+        for main, u in zip(space.main_universal.tolist(), tables[dataset].tolist()):
             if u != NO_CLASS and mains[u] == -1:
                 mains[u] = main
     return mains

@@ -99,7 +99,7 @@ def test_columns_by_name(by_name):
 def test_respelled_classes_mean_what_they_did(name, original):
     """Same label files, same meaning; only names and order differ."""
     ours, theirs = load_spec(name), load_spec(original)
-    spaces = [MetadataCatalog.get(next(iter(s.splits.values())).catalog).label_space for s in (ours, theirs)]
+    spaces = [MetadataCatalog.get(next(iter(s.splits.values())).entry).label_space for s in (ours, theirs)]
     assert name in packaged_specs() and ours.dataset != theirs.dataset
     assert sorted(ours.colors.tolist()) == sorted(theirs.colors.tolist())
     table = remap(*spaces)  # equal or contained
