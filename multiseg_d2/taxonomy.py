@@ -9,6 +9,14 @@ A taxonomy file is a directed acyclic graph of named concepts::
 A class of a dataset stands for the concept it is listed under (for several concepts: for their union). The *universal
 classes* are the leaves of the graph, and a dataset class covers the leaves below its concepts. So two classes are
 equal, nested, overlapping or disjoint exactly as their leaf sets are.
+
+``main`` of a concept names the concept below it that holds the most pixels, and through that one's own `main` a leaf.
+The leaf with the most pixels of a wide concept also has the most of every narrower one that it is in: a `main` is said
+once and holds for all classes inside; statements that contradict each other by this rule are an error. What holds for
+one dataset only (and classes that stand for several concepts) has a second top-level key::
+
+    main_of_classes:
+      idd_level2: {2-wheeler: motorcycle}
 """
 
 from __future__ import annotations
@@ -37,7 +45,7 @@ class Concept:
     Attributes:
         parents: names of the concepts that contain this one.
         classes: dataset name -> names of its classes that mean this concept.
-        main: the leaf that most pixels of a wide concept belong to, where a public table says so; "" otherwise.
+        main: the concept below this one that holds the most of its pixels, where a source says so; "" otherwise.
         note: for the reader.
     """
 
@@ -56,8 +64,16 @@ class Taxonomy:
         by_name: True for a union by exact class name, in which every class is a universal class of its own name.
     """
 
-    def __init__(self, concepts: Mapping[str, Concept], *, by_name: bool = False, where: str = "taxonomy") -> None:
+    def __init__(
+        self,
+        concepts: Mapping[str, Concept],
+        *,
+        main_of_classes: Mapping[str, Mapping[str, str]] | None = None,
+        by_name: bool = False,
+        where: str = "taxonomy",
+    ) -> None:
         self.concepts = dict(concepts)
+        self.main_of_classes = dict(main_of_classes or {})
         self.by_name = by_name
         self._where = where
         children = self._children()
@@ -67,19 +83,21 @@ class Taxonomy:
         for name in self.concepts:
             self._find_leaves(name, children, ())
         self._classes = self._classes_by_dataset()
-        self._check_main()
+        self._mains = self._stated_mains()
 
     @classmethod
     def load(cls, path: str | Path) -> Taxonomy:
         """Reads a taxonomy file.
 
         Raises:
-            TaxonomyError: unknown keys or parents, cycles, doubled names, a ``main`` that is no leaf of its concept.
+            TaxonomyError: unknown keys or parents, cycles, doubled names, a ``main`` that is not below its concept or
+                contradicts another.
         """
         content = read_yaml(path, TaxonomyError)
-        if not isinstance(content, dict) or set(content) != {"concepts"}:
-            raise TaxonomyError(f"{path}: the one top-level key is `concepts`")
-        return cls({n: _parse_concept(n, c or {}, path) for n, c in content["concepts"].items()}, where=str(path))
+        if not isinstance(content, dict) or not {"concepts"} <= set(content) <= {"concepts", "main_of_classes"}:
+            raise TaxonomyError(f"{path}: the top-level keys are `concepts` and, if need be, `main_of_classes`")
+        concepts = {n: _parse_concept(n, c or {}, path) for n, c in content["concepts"].items()}
+        return cls(concepts, main_of_classes=content.get("main_of_classes"), where=str(path))
 
     @classmethod
     def exact_names(cls, vocabularies: Mapping[str, Sequence[str]]) -> Taxonomy:
@@ -115,7 +133,7 @@ class Taxonomy:
                 listed = old.classes.get(dataset, ())
                 classes = {**old.classes, dataset: tuple(dict.fromkeys([*listed, name]))}
                 concepts[concept] = Concept(old.parents, classes, old.main, old.note)
-        return Taxonomy(concepts, by_name=self.by_name, where=self._where)
+        return Taxonomy(concepts, main_of_classes=self.main_of_classes, by_name=self.by_name, where=self._where)
 
     def datasets(self) -> tuple[str, ...]:
         """Names of the datasets whose classes are listed."""
@@ -152,9 +170,21 @@ class Taxonomy:
         return matrix
 
     def main_universal(self, dataset: str, classes: Sequence[str]) -> np.ndarray:
-        """(C,) int64: universal id of each class's main content, -1 where no table states one."""
-        stated = [[self.concepts[c].main for c in self.concepts_of(dataset, name)] for name in classes]
-        return np.array([self._index[m[0]] if len(m) == 1 and m[0] else -1 for m in stated], np.int64)
+        """(C,) int64: universal id of each class's main content, -1 where no statement reaches it."""
+        return np.array([self._main_of(dataset, name) for name in classes], np.int64)
+
+    def _covered(self, dataset: str, class_name: str) -> frozenset[int]:
+        return frozenset().union(*(self._leaves[c] for c in self.concepts_of(dataset, class_name)))
+
+    def _main_of(self, dataset: str, class_name: str) -> int:
+        """A leaf is its own main content; the class's own statement comes before that of a wider concept."""
+        leaves = self._covered(dataset, class_name)
+        if len(leaves) == 1:
+            return next(iter(leaves))
+        own = self.main_of_classes.get(dataset, {}).get(class_name)
+        if own:
+            return self._main_leaf(own, leaves, f"class {class_name!r} of {dataset!r}")
+        return next((main for wide, main, _ in self._mains if main in leaves and leaves <= wide), -1)
 
     # ---- checks ----
 
@@ -185,10 +215,34 @@ class Taxonomy:
                     listed[class_name] = (*listed.get(class_name, ()), name)
         return found
 
-    def _check_main(self) -> None:
-        for name, concept in self.concepts.items():
-            if concept.main and self._index.get(concept.main, -1) not in self._leaves[name]:
-                raise TaxonomyError(f"{self._where}: main {concept.main!r} of {name!r} is not one of its leaves")
+    def _stated_mains(self) -> list[tuple[frozenset[int], int, str]]:
+        """(leaves of a concept, its main leaf, its name) of every `main`, checked for conflicts."""
+        given = [(self._leaves[n], c.main, n) for n, c in self.concepts.items() if c.main]
+        stated = [(leaves, self._main_leaf(main, leaves, f"concept {name!r}"), name) for leaves, main, name in given]
+        for leaves, main, name in stated:
+            for others, other, also in stated:
+                if main != other and {main, other} <= leaves & others:
+                    raise TaxonomyError(
+                        f"{self._where}: concepts {name!r} and {also!r} share {self.universal[main]!r} and "
+                        f"{self.universal[other]!r}, but each calls another of the two its main content"
+                    )
+        for dataset, mains in self.main_of_classes.items():
+            self.main_universal(dataset, list(mains))
+        return stated
+
+    def _main_leaf(self, main: str, leaves: frozenset[int], what: str) -> int:
+        """Follows `main` of a set of leaves down to a leaf."""
+        if main not in self.concepts:
+            raise TaxonomyError(
+                f"{self._where}: main {main!r} of {what} does not exist{did_you_mean(main, self.concepts)}"
+            )
+        if main in self._index and self._index[main] in leaves:
+            return self._index[main]
+        if not self._leaves[main] < leaves:
+            raise TaxonomyError(f"{self._where}: main {main!r} of {what} is not one of its parts")
+        if not self.concepts[main].main:
+            raise TaxonomyError(f"{self._where}: main {main!r} of {what} has parts, but no `main` of its own")
+        return self._main_leaf(self.concepts[main].main, self._leaves[main], what)
 
     def _check_known(self, concept: str, dataset: str, class_name: str, made: bool) -> None:
         if concept not in self.concepts and not made:

@@ -53,12 +53,54 @@ def test_leaves_are_the_universal_classes_and_classes_cover_them(tmp_path):
         ("  car: {}\n  bus: {parents: [caar]}\n", r"'caar' of 'bus' does not exist \(did you mean 'car'"),
         ("  a: {}\n  a: {}\n", r"names twice: \['a'\]"),
         ("  a: {parent: [b]}\n", r"unknown keys \['parent'\]"),
-        ("  a: {main: c}\n  b: {parents: [a]}\n  c: {}\n", "main 'c' of 'a' is not one of its leaves"),
+        (
+            "  a: {main: b}\n  b: {parents: [a]}\n  c: {parents: [b]}\n  d: {parents: [a]}\n  e: {parents: [b]}\n",
+            "no `main` of its",
+        ),
+        (
+            "  a: {main: c}\n  b: {parents: [a], main: d}\n  c: {parents: [b]}\n  d: {parents: [b]}\n",
+            "'a' and 'b' share 'c' and 'd', but each calls another",
+        ),
+        ("  a: {main: c}\n  b: {parents: [a]}\n  c: {}\n", "main 'c' of concept 'a' is not one of its parts"),
     ],
 )
 def test_contradictions_are_named(tmp_path, text, message):
     with pytest.raises(TaxonomyError, match=message):
         Taxonomy.load(write(tmp_path, text))
+
+
+def test_main_holds_for_narrower_classes_and_follows_parts(tmp_path):
+    """Against loops over all leaf sets: the leaf that a wider concept calls its main content, where it is inside."""
+    path = write(
+        tmp_path,
+        """
+  all: {classes: {wide: all}, main: car}
+  vehicle: {parents: [all], classes: {coarse: vehicle}}
+  car: {parents: [vehicle], classes: {fine: car}, main: sedan}
+  sedan: {parents: [car]}
+  van: {parents: [car]}
+  truck: {parents: [vehicle], classes: {fine: truck, union: big}}
+  bus: {parents: [vehicle], classes: {union: big}}
+  animal: {parents: [all], classes: {fine: animal}}
+  cat: {parents: [animal]}
+  dog: {parents: [animal]}
+main_of_classes:
+  union: {big: bus}
+""",
+    )
+    taxonomy = Taxonomy.load(path)
+
+    def main(dataset, *classes):
+        return [taxonomy.universal[u] if u >= 0 else None for u in taxonomy.main_universal(dataset, classes)]
+
+    assert main("wide", "all") == main("coarse", "vehicle") == ["sedan"]
+    assert main("fine", "car", "truck", "animal") == ["sedan", "truck", None]
+    assert main("union", "big") == ["bus"]
+    larger = taxonomy.extend("mine", {"auto": ["car"], "pets": ["animal"]})
+    assert [larger.universal[u] for u in larger.main_universal("mine", ["auto"])] == ["sedan"]
+    assert larger.main_universal("mine", ["pets"]).tolist() == [-1] and larger.main_universal(
+        "union", ["big"]
+    ) == taxonomy.main_universal("union", ["big"])
 
 
 def test_unknown_class_is_an_error_with_near_names(tmp_path):
