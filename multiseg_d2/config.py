@@ -69,6 +69,9 @@ def add_multiseg_config(cfg: CN) -> None:
     # trained dataset.
     cfg.MODEL.DATASET_NORM.UNSEEN = "error"
 
+    # Decay of the running mean of the weights, which is then what is evaluated; 0 = off.
+    cfg.MODEL.EMA_DECAY = 0.0
+
     # ---- Training (engine/) --------------------------------------------------------------------------------------
     # Not ours: Detectron2 0.5 presets 1e-4 whatever SOLVER.WEIGHT_DECAY is; None follows it, as Detectron2 0.6 does.
     cfg.SOLVER.WEIGHT_DECAY_BIAS = None
@@ -92,5 +95,7 @@ def add_multiseg_config(cfg: CN) -> None:
     cfg.TEST.AUG.SCALES = (1.0,)
     # (height, width) of the sliding window, which moves by two thirds of its size; (0, 0) = whole images.
     cfg.TEST.SLIDING_WINDOW = (0, 0)
+    # Metric by which weights/best.pth is kept, as metrics.json names it (camvid_val/sem_seg/mIoU); "" = none.
+    cfg.TEST.BEST_METRIC = ""
     # Pictures (image | ground truth | prediction) written per dataset in an evaluation.
     cfg.TEST.NUM_PICTURES = 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import shutil
 import signal
@@ -101,7 +102,7 @@ class TrainLoader:
     Args:
         dataset: maps draws.
         schedule: what each step contains.
-        start_step: first step.
+        start_step: first step, in the schedule's own count.
         num_workers: worker processes; 0 = none. The samples do not depend on it.
         max_bad_files: how many distinct files may be skipped before the run stops.
         rank, world: this process and how many there are.
@@ -128,6 +129,7 @@ class TrainLoader:
             num_workers=num_workers,
             collate_fn=_as_list,
             worker_init_fn=_init_worker,
+            multiprocessing_context=_worker_context(num_workers),
             persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # else every iter() would advance torch's global generator
@@ -151,18 +153,21 @@ class TrainLoader:
             )
 
 
-def build_schedule(cfg: CfgNode, sizes: Sequence[int]) -> Schedule:
+def build_schedule(cfg: CfgNode, sizes: Sequence[int], origin: int = 0) -> Schedule:
     """The schedule that a config describes.
 
     Args:
         cfg: DATALOADER.SCHEDULE, WEIGHTS, TEMPERATURE, INTERVAL, SOLVER.IMS_PER_BATCH and SEED are used. With a
             negative SEED (Detectron2's default) all ranks share a drawn one, and a resumed run has another order.
         sizes: images of each training set.
+        origin: step of the run from which the schedule's own steps count; another origin is another order.
     """
     seed = cfg.SEED
     if seed < 0:
         seed = comm.shared_random_seed()
         logger.warning("SEED is %d: the order of the data is random, and --resume does not continue it.", cfg.SEED)
+    if origin > 0:
+        seed = int(np.random.SeedSequence((seed, origin)).generate_state(1, np.uint64)[0]) >> 1
     return Schedule(
         sizes,
         cfg.SOLVER.IMS_PER_BATCH,
@@ -179,6 +184,9 @@ def build_train_loader(
     start_step: int = 0,
     mapper: Callable[[dict, np.random.Generator], dict] | None = None,
     max_bad_files: int = 0,
+    *,
+    entries: Sequence[str] | None = None,
+    origin: int = 0,
 ) -> TrainLoader:
     """The training loader of this process.
 
@@ -188,6 +196,8 @@ def build_train_loader(
         mapper: instead of ``TrainMapper(cfg)``.
         max_bad_files: how many distinct unreadable images may be replaced by the next good one of their set before the
             run stops; 0 = the first one stops it. Wrong labels are never skipped.
+        entries: names in the catalog to train on instead of DATASETS.TRAIN.
+        origin: step of the run with which these data begin: the schedule, its epochs included, counts from there.
 
     Returns:
         An endless iterable of lists of samples: this rank's part of each step.
@@ -195,22 +205,23 @@ def build_train_loader(
     Raises:
         ValueError: no or empty training sets, or a schedule that contradicts itself or the number of processes.
     """
-    if not cfg.DATASETS.TRAIN:
+    entries = cfg.DATASETS.TRAIN if entries is None else entries
+    if not entries:
         raise ValueError("DATASETS.TRAIN is empty.")
-    datasets = [_load(name) for name in cfg.DATASETS.TRAIN]
-    schedule = build_schedule(cfg, [len(d) for d in datasets])
+    datasets = [_load(name) for name in entries]
+    schedule, first = build_schedule(cfg, [len(d) for d in datasets], origin), start_step - origin
     world = comm.get_world_size()
     loader = TrainLoader(
         DrawDataset(datasets, TrainMapper(cfg) if mapper is None else mapper, max_bad_files > 0),
         schedule,
-        start_step,
+        first,
         cfg.DATALOADER.NUM_WORKERS,
         max_bad_files,
         comm.get_rank(),
         world,
     )
-    per_step = schedule.counts(start_step)
-    for name, size, count in zip(cfg.DATASETS.TRAIN, schedule.sizes, per_step):
+    per_step = schedule.counts(first)
+    for name, size, count in zip(entries, schedule.sizes, per_step):
         logger.info("%s: %d images; %d of the %d in step %d", name, size, count, sum(per_step), start_step)
     return loader
 
@@ -233,6 +244,7 @@ class EvaluationLoader:
             num_workers=num_workers,
             collate_fn=_as_list,
             worker_init_fn=_init_worker,
+            multiprocessing_context=_worker_context(num_workers),
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),
         )
@@ -294,9 +306,20 @@ def _as_list(samples: list[dict]) -> list[dict]:
     return samples
 
 
+def _worker_context(num_workers: int) -> str | None:
+    """How workers start: forked, also in a process that was spawned itself and would hand that on.
+
+    A forked worker shares the list of images with its parent, starts at once, and has from the first moment what the
+    parent does about signals; a spawned one would die of a Ctrl-C while it imports.
+    """
+    return "fork" if num_workers > 0 and "fork" in multiprocessing.get_all_start_methods() else None
+
+
 def _init_worker(_worker_id: int) -> None:
     """Runs first in every worker process."""
     cv2.setNumThreads(0)  # one thread per worker process: more only fight over the cores
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C reaches every process; the training process decides
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _end_soon)
 
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from detectron2.engine import HookBase
+from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 
-from .ranks import broadcast, unwrapped
+from ..atomic_file import write_atomically
+from ..yaml_file import did_you_mean
+from .preview import PreviewHook
 from .signals import Stopped
 
-__all__ = ["CheckpointHook", "EvaluationHook", "LearningRateHook", "StopHook"]
+__all__ = ["BestWeightsHook", "CheckpointHook", "EvaluationHook", "LearningRateHook", "StopHook", "in_order"]
+
+logger = logging.getLogger(__name__)
 
 
 class LearningRateHook(HookBase):
@@ -29,9 +36,7 @@ class LearningRateHook(HookBase):
 
 
 class CheckpointHook(HookBase):
-    """Saves ``model_<last step>.pth`` periodically and ``model_final.pth`` after the last step.
-
-    Runs on all processes; register it after everything that changes what is saved.
+    """Saves ``model_<last step>.pth`` periodically and ``model_final.pth`` after the last step, on all processes.
 
     Args:
         period: steps between checkpoints.
@@ -53,7 +58,7 @@ class CheckpointHook(HookBase):
         """Saves the state after the step in hand, unless that has been done."""
         if self._saved_at == self.trainer.iter:
             return
-        broadcast(unwrapped(self.trainer.model).buffers())
+        self.trainer.synchronize_buffers()
         step = self.trainer.iter
         self.trainer.checkpointer.save(name or f"model_{step:07d}", iteration=step)
         self._saved_at = step
@@ -93,6 +98,53 @@ class EvaluationHook(HookBase):
         comm.synchronize()  # evaluation takes different times on the processes
 
 
+class BestWeightsHook(HookBase):
+    """Keeps the weights that were evaluated as best, in ``weights/best.pth``; ``weights/best.json`` says how good.
+
+    Args:
+        metric: name in the event storage, as ``metrics.json`` has it: ``camvid_val/sem_seg/mIoU``, ``mean/mIoU``.
+        highest: whether more is better.
+    """
+
+    def __init__(self, metric: str, highest: bool = True) -> None:
+        self.metric, self.highest = metric, highest
+        self._best: float | None = None
+        self._seen = 0  # evaluations that were looked at
+
+    def before_train(self) -> None:
+        """A resumed run goes on with what was best before."""
+        record = Path(self.trainer.cfg.OUTPUT_DIR, "weights", "best.json")
+        if self.trainer.start_iter > 0 and record.is_file():
+            content = json.loads(record.read_text())
+            self._best = content["value"] if content["metric"] == self.metric else None
+        self._best = comm.all_gather(self._best)[0]
+
+    def after_step(self) -> None:
+        """Looks at the metric where there was an evaluation."""
+        self._look()
+
+    def after_train(self) -> None:
+        """Likewise, for the evaluation after the last step."""
+        if self.trainer.iter >= self.trainer.max_iter:
+            self._look()
+
+    def _look(self) -> None:
+        if self.trainer.evaluations == self._seen:
+            return
+        self._seen = self.trainer.evaluations
+        known = self.trainer.storage.latest()
+        value, iteration = comm.all_gather(known.get(self.metric, (None, -1)))[0]
+        if value is None:
+            logger.warning("TEST.BEST_METRIC: there is no %s%s", self.metric, did_you_mean(self.metric, known))
+        elif self._best is None or (value > self._best if self.highest else value < self._best):
+            self._best = value
+            with self.trainer.evaluated_weights():
+                self.trainer.save_weights("best")
+            if comm.is_main_process():
+                content = {"metric": self.metric, "value": value, "iteration": iteration}
+                write_atomically(Path(self.trainer.cfg.OUTPUT_DIR, "weights", "best.json"), json.dumps(content))
+
+
 def flat_numbers(results: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
     """The finite numbers of a nested result: ``{"camvid_val": {"mIoU": 61.2}}`` gives ``("camvid_val/mIoU", 61.2)``."""
     for key, value in results.items():
@@ -103,7 +155,7 @@ def flat_numbers(results: Mapping[str, Any], prefix: str = "") -> Iterator[tuple
 
 
 class StopHook(HookBase):
-    """Ends the run once all processes know that one of them was asked to; register it last.
+    """Ends the run once all processes know that one of them was asked to.
 
     Args:
         checkpoints: saves the state first.
@@ -117,3 +169,26 @@ class StopHook(HookBase):
         if self.trainer.stop_agreed:
             self.checkpoints.save()
             raise Stopped
+
+
+#: What comes after everything that changes the state of a run, in this order.
+_CLOSING: Sequence[tuple[type, ...]] = (
+    (CheckpointHook,),
+    (EvaluationHook,),
+    (BestWeightsHook,),
+    (PreviewHook, hooks.PeriodicWriter),
+    (StopHook,),
+)
+
+
+def in_order(registered: Sequence[HookBase | None]) -> list[HookBase]:
+    """Hooks in the order in which they must run, whenever and wherever they were added.
+
+    What is saved must be complete, what is evaluated saved, what is written down known, and stopping comes last. All
+    others keep their order in front of these.
+    """
+
+    def place(hook: HookBase) -> int:
+        return next((i for i, kinds in enumerate(_CLOSING, start=1) if isinstance(hook, kinds)), 0)
+
+    return sorted((hook for hook in registered if hook is not None), key=place)

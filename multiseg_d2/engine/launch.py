@@ -20,7 +20,7 @@ import torch.distributed as dist
 from detectron2.utils import comm
 
 from .config_file import ConfigError
-from .signals import EXIT_STOPPED
+from .signals import EXIT_STOPPED, Stopped
 
 __all__ = ["launch"]
 
@@ -94,7 +94,11 @@ def _run(main: Main, args: argparse.Namespace) -> int:
 
 # ---- one process of several ------------------------------------------------------------------------------------------
 def _run_in_group(main: Main, args: argparse.Namespace, place: _Place) -> int:
-    """Joins the process group, runs ``main``, leaves the group. After an error the process just ends."""
+    """Joins the process group, runs ``main``, leaves the group. After an error the process just ends.
+
+    All processes leave together, also when the run was stopped: one that is torn out of its group while the interpreter
+    shuts down breaks the connections that another one still uses.
+    """
     on_gpu = place.on_gpu(args)
     if on_gpu:
         if place.local_rank >= torch.cuda.device_count():
@@ -110,11 +114,19 @@ def _run_in_group(main: Main, args: argparse.Namespace, place: _Place) -> int:
         meeting = {"init_method": place.url}
     dist.init_process_group(backend, **meeting, rank=place.rank, world_size=place.world_size, timeout=_TIMEOUT)
     _make_local_group(place)
-    code = _run(main, args)
+    try:
+        code = _run(main, args)
+    except Stopped:  # on all processes
+        _leave_group()
+        raise
     if code == 0:
-        comm.synchronize()
-        dist.destroy_process_group()
+        _leave_group()
     return code
+
+
+def _leave_group() -> None:
+    comm.synchronize()
+    dist.destroy_process_group()
 
 
 def _make_local_group(place: _Place) -> None:

@@ -109,11 +109,16 @@ def broadcast(tensors: Iterable[Tensor]) -> None:
         _scatter_back(flat, bucket)
 
 
-def wrap_model(cfg: CfgNode, model: nn.Module) -> nn.Module:
+def wrap_model(cfg: CfgNode, model: nn.Module, entries: Sequence[str] | None = None) -> nn.Module:
     """The model in ``DistributedDataParallel`` for fused steps over several processes.
 
     A step of several passes averages gradients itself: there, and in a single process, it is the model itself. All
     processes have the weights of rank 0 afterwards.
+
+    Args:
+        cfg: ``SOLVER`` and ``DATALOADER`` are used.
+        model: in training mode.
+        entries: what is trained on, where that is not ``DATASETS.TRAIN``.
     """
     if cfg.SOLVER.STEP_MODE != "fused":
         broadcast([*model.parameters(), *model.buffers()])
@@ -124,7 +129,7 @@ def wrap_model(cfg: CfgNode, model: nn.Module) -> nn.Module:
         model,
         device_ids=[torch.cuda.current_device()] if next(model.parameters()).is_cuda else None,
         broadcast_buffers=False,
-        find_unused_parameters=_some_step_lacks_a_dataset(cfg),
+        find_unused_parameters=entries is not None or _some_step_lacks_a_dataset(cfg),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,9 @@ __all__ = [
     "build_gradient_clipper",
     "build_lr_scheduler",
     "build_optimizer",
+    "load_optimizer_state",
     "parameter_groups",
+    "set_scheduler_step",
 ]
 
 OPTIMIZERS = ("SGD", "AdamW")
@@ -103,6 +105,32 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.
         solver.WARMUP_METHOD,
     )
     return LRMultiplier(optimizer, multiplier=factor, max_iter=solver.MAX_ITER)
+
+
+def set_scheduler_step(
+    scheduler: torch.optim.lr_scheduler.LRScheduler, step: int, state: Mapping[str, Any] | None = None
+) -> None:
+    """Sets the learning rates of a step, as a function of the step and the config alone where that is possible.
+
+    Args:
+        scheduler: Detectron2's :class:`LRMultiplier`, or one of the user's own.
+        step: the next step, >= 0.
+        state: of a scheduler of the user's own, which is all that can be said about it.
+    """
+    if not isinstance(scheduler, LRMultiplier):
+        scheduler.load_state_dict(dict(state or {}))
+        return
+    scheduler.last_epoch = step
+    for group, rate in zip(scheduler.optimizer.param_groups, scheduler.get_lr(), strict=True):
+        group["lr"] = rate
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Restores momenta and counters; rates, decays and other settings stay those that the config gave."""
+    settings = [{key: group[key] for key in group if key != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(dict(state))
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        group.update(own)
 
 
 def build_gradient_clipper(cfg: CfgNode) -> Callable[[Sequence[nn.Parameter]], None] | None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..label_space import IGNORE
 from .ranks import average_gradients, seed_step, unwrapped
+from .solver import load_optimizer_state
 
 __all__ = ["STEP_MODES", "NonFiniteLossError", "TrainStep"]
 
@@ -233,8 +234,8 @@ class TrainStep:
         return {"optimizer": self.optimizer.state_dict(), "grad_scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores :meth:`state_dict`."""
-        self.optimizer.load_state_dict(state["optimizer"])
+        """Restores :meth:`state_dict`, but for the optimizer's settings: those are the config's."""
+        load_optimizer_state(self.optimizer, state["optimizer"])
         self.scaler.load_state_dict(state["grad_scaler"])
 
 

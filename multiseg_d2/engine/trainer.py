@@ -5,31 +5,34 @@ from __future__ import annotations
 import logging
 import os
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase, hooks
 from detectron2.engine.train_loop import TrainerBase
-from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
 from torch import nn
 
 from ..checkpoint import AtomicCheckpointer, load_weights
-from ..checkpoint.file import check_plain
+from ..checkpoint.file import check_plain, write_checkpoint
 from ..checkpoint.resume import ResumeError, check_parameter_names, check_sizes, log_config_changes, run_facts
 from ..data import loader
 from ..evaluation import build_evaluator, write_report
-from ..modeling.augmented import build_inference_model
-from .hooks import CheckpointHook, EvaluationHook, LearningRateHook, StopHook
+from .dataset_pass import run_over
+from .ema import EMAHook
+from .hooks import BestWeightsHook, CheckpointHook, EvaluationHook, LearningRateHook, StopHook, in_order
 from .preview import PreviewHook
 from .ranks import broadcast, draw_seed, seed_step, unwrapped, wrap_model
 from .signals import StopSignals
-from .solver import build_gradient_clipper, build_lr_scheduler, build_optimizer
+from .solver import build_gradient_clipper, build_lr_scheduler, build_optimizer, set_scheduler_step
 from .step import TrainStep
-from .unseen import ready_for
 
 __all__ = ["Trainer", "evaluation_dir"]
 
@@ -48,12 +51,20 @@ class Trainer(DefaultTrainer):
     * What resumes is everything: a run of N steps, resumed for N more, equals one of 2N steps bit by bit on a CPU.
     * SIGTERM, SIGUSR1 and Ctrl-C end the run after the step in hand, with a checkpoint and exit code 75.
 
-    A method that works in rounds (self-training) is a hook: it may change ``trainer.cfg`` or the catalog and call
-    ``restart_loader``, save with the :class:`CheckpointHook`, and keep its own state in ``state_dict`` /
-    ``load_state_dict``.
+    * Hooks run in the order of :func:`.in_order`: what you add by ``register_hooks``, as in Detectron2, comes before
+      saving, evaluating and stopping.
+
+    A method that works in rounds (self-training) is a hook: it calls :meth:`use_training_data` in ``before_step`` and
+    keeps its own state in ``state_dict`` / ``load_state_dict``. What changes the samples of a step is one of
+    :attr:`transforms`.
 
     Args:
         cfg: the whole config, with its datasets registered. A negative ``SEED`` draws one, which is logged and saved.
+
+    Attributes:
+        training_data: (entries of the catalog, step from which the data order counts); see :meth:`use_training_data`.
+        ema: the averaged weights, None where ``MODEL.EMA_DECAY`` is 0.
+        evaluations: how many this process has done.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -65,6 +76,10 @@ class Trainer(DefaultTrainer):
             logger.info("SEED is %d: drew %d; set it to repeat this run", cfg.SEED, self.cfg.SEED)
         self.signals = StopSignals()
         self.stop_agreed = False
+        self.training_data: tuple[tuple[str, ...], int] = (tuple(cfg.DATASETS.TRAIN), 0)
+        self._saved_origin = 0
+        self.ema = EMAHook(cfg.MODEL.EMA_DECAY) if cfg.MODEL.EMA_DECAY > 0 else None
+        self.evaluations = 0
 
         seed_step(self.cfg.SEED, 0, rank=0)  # all processes start from the same weights
         model = self.build_model(self.cfg)
@@ -93,9 +108,9 @@ class Trainer(DefaultTrainer):
         return model.to(memory_format=torch.channels_last) if cfg.SOLVER.CHANNELS_LAST else model
 
     @classmethod
-    def wrap_model(cls, cfg: CfgNode, model: nn.Module) -> nn.Module:
+    def wrap_model(cls, cfg: CfgNode, model: nn.Module, entries: Sequence[str] | None = None) -> nn.Module:
         """The model as the step calls it, see :func:`.ranks.wrap_model`."""
-        return wrap_model(cfg, model.train())
+        return wrap_model(cfg, model.train(), entries)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -108,9 +123,11 @@ class Trainer(DefaultTrainer):
         return build_lr_scheduler(cfg, optimizer)
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode, start_step: int = 0) -> Iterable[list[dict]]:
-        """This process's batches for ``start_step``, the next step, and so on."""
-        return loader.build_train_loader(cfg, start_step)
+    def build_train_loader(
+        cls, cfg: CfgNode, start_step: int = 0, entries: Sequence[str] | None = None, origin: int = 0
+    ) -> Iterable[list[dict]]:
+        """This process's batches for ``start_step``, the next step, and so on; see :meth:`use_training_data`."""
+        return loader.build_train_loader(cfg, start_step, entries=entries, origin=origin)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict]]:
@@ -122,17 +139,24 @@ class Trainer(DefaultTrainer):
         """Scores an entry of ``DATASETS.TEST`` in its own label space."""
         return build_evaluator(cfg, dataset_name, evaluation_dir(cfg))
 
-    def build_hooks(self) -> list[HookBase]:
-        """The order matters: what is saved must be complete, and stopping comes last."""
+    def build_hooks(self) -> list[HookBase | None]:
+        """The run's own hooks; their order is :meth:`register_hooks`' business."""
         checkpoints = CheckpointHook(self.cfg.SOLVER.CHECKPOINT_PERIOD)
         evaluate = EvaluationHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate, checkpoints)
-        built = [hooks.IterationTimer(), LearningRateHook(), checkpoints, evaluate]
+        built = [hooks.IterationTimer(), LearningRateHook(), self.ema, checkpoints, evaluate]
+        if self.cfg.TEST.BEST_METRIC:
+            built.append(BestWeightsHook(self.cfg.TEST.BEST_METRIC))
         if comm.is_main_process():
             writers = self.build_writers()
             if self.cfg.VIS_PERIOD > 0 and any(isinstance(writer, TensorboardXWriter) for writer in writers):
                 built.append(PreviewHook(self.cfg.VIS_PERIOD))
             built.append(hooks.PeriodicWriter(writers, _LOG_PERIOD))
         return [*built, StopHook(checkpoints)]
+
+    def register_hooks(self, hooks: list[HookBase | None]) -> None:
+        """Adds hooks; those that change what is saved run before it is saved, see :func:`.in_order`."""
+        super().register_hooks(hooks)
+        self._hooks = in_order(self._hooks)
 
     def build_writers(self) -> list[EventWriter]:
         """Console with ETA, ``metrics.json``, and TensorBoard where it is installed."""
@@ -152,6 +176,8 @@ class Trainer(DefaultTrainer):
         if self.start_iter == 0:
             self.checkpointer.start_anew()
         with self.signals:
+            if self.start_iter == 0:
+                self._prepare_head()
             try:
                 return super().train()
             finally:
@@ -161,11 +187,42 @@ class Trainer(DefaultTrainer):
         """Runs one :class:`TrainStep`."""
         self.stop_agreed = self._trainer.run(self.iter, wants_stop=lambda: self.signals.requested)
 
+    def _prepare_head(self) -> None:
+        """Lets a head that wants to look at data before the first step do so."""
+        model = unwrapped(self.model)
+        prepare = getattr(model.sem_seg_head, "prepare", None) if hasattr(model, "sem_seg_head") else None
+        if prepare is not None:
+            prepare(partial(run_over, self.cfg, model))
+            broadcast(model.buffers())
+
+    def use_training_data(self, entries: Sequence[str], origin: int) -> None:
+        """Trains on other entries of the catalog from the next step on; for hooks, on all processes alike.
+
+        The order of the data counts from ``origin``: every image is seen once in each epoch from there on. Entries and
+        origin are part of the checkpoint, so a resumed run goes on with them before any hook has run; the entries must
+        be registered by then (in ``before_train``).
+
+        Args:
+            entries: catalog names of datasets that the model was built for.
+            origin: step that these data begin with, normally the next one.
+        """
+        data = (tuple(entries), int(origin))
+        if data == self.training_data:
+            return
+        self.training_data = data
+        self._trainer.drop_loader()
+        self._trainer.model = self.wrap_model(self.cfg, unwrapped(self.model), entries=data[0])
+
     def _make_loader(self, step: int) -> Iterable[list[dict]]:
-        made = self.build_train_loader(self.cfg, step)
+        entries, origin = self.training_data
+        if self.training_data == (tuple(self.cfg.DATASETS.TRAIN), 0):
+            made = self.build_train_loader(self.cfg, step)
+        else:
+            made = self.build_train_loader(self.cfg, step, entries=entries, origin=origin)
         if hasattr(made, "schedule"):  # the order of the data depends on the sizes, which only the loader knows
-            sizes = dict(zip(self.cfg.DATASETS.TRAIN, made.schedule.sizes))
-            check_sizes(self.checkpointer.run.get("images"), sizes, resumed=step == self.start_iter > 0)
+            sizes = dict(zip(entries, made.schedule.sizes))
+            goes_on = step == self.start_iter > 0 and origin == self._saved_origin
+            check_sizes(self.checkpointer.run.get("images"), sizes, resumed=goes_on)
             self.checkpointer.run["images"] = sizes
         return made
 
@@ -174,13 +231,20 @@ class Trainer(DefaultTrainer):
         """The samples of the last step on this process."""
         return self._trainer.last_batch
 
-    def restart_loader(self) -> None:
-        """Builds the training data anew before the next step (a hook has changed what is trained on)."""
-        self._trainer.drop_loader()
+    @property
+    def transforms(self) -> list:
+        """See :attr:`.TrainStep.transforms`."""
+        return self._trainer.transforms
 
     def _evaluate(self) -> dict[str, Any]:
-        self._last_eval_results = self.test(self.cfg, self.model)
+        with self.evaluated_weights():
+            self._last_eval_results = self.test(self.cfg, self.model)
+        self.evaluations += 1
         return self._last_eval_results
+
+    def evaluated_weights(self) -> AbstractContextManager[None]:
+        """Context in which the model has the weights that are evaluated: the averaged ones, where there are any."""
+        return nullcontext() if self.ema is None else self.ema.averaged()
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None) -> dict[str, Any]:
@@ -189,14 +253,10 @@ class Trainer(DefaultTrainer):
         Returns:
             Results by catalog name (also for a single one); empty dicts on other processes than the main one.
         """
-        plain = unwrapped(model)
-        broadcast(plain.buffers())
-        model = build_inference_model(cfg, plain)
         results: dict[str, Any] = {}
         for index, name in enumerate(cfg.DATASETS.TEST):
             evaluator = evaluators[index] if evaluators else cls.build_evaluator(cfg, name)
-            with ready_for(cfg, plain, name):
-                results[name] = inference_on_dataset(model, cls.build_test_loader(cfg, name), evaluator)
+            results[name] = run_over(cfg, model, name, evaluator, batches=cls.build_test_loader(cfg, name))
         if comm.is_main_process() and results:
             write_report(results, evaluation_dir(cfg))
         return results
@@ -223,6 +283,7 @@ class Trainer(DefaultTrainer):
         return {
             "iteration": self.iter,
             "scheduler": self.scheduler.state_dict(),
+            "data": {"entries": list(self.training_data[0]), "origin": self.training_data[1]},
             "hooks": {name: hook.state_dict() for name, hook in self._stateful_hooks().items()},
             "config": self.cfg.dump(),
             **self._trainer.state_dict(),
@@ -236,12 +297,27 @@ class Trainer(DefaultTrainer):
         """
         check_parameter_names(state["optimizer"], self.optimizer)
         self._trainer.load_state_dict(state)
-        self.scheduler.load_state_dict(state["scheduler"])
         self.iter = state["iteration"]
+        set_scheduler_step(self.scheduler, self.iter + 1, state["scheduler"])
+        self._saved_origin = state["data"]["origin"]
+        self.use_training_data(state["data"]["entries"], self._saved_origin)
         for name, hook in self._stateful_hooks().items():
             if name in state["hooks"]:
                 hook.load_state_dict(state["hooks"][name])
         log_config_changes(state["config"], self.cfg)
+
+    def synchronize_buffers(self) -> None:
+        """Gives every process the buffers of rank 0: a resumed run is then as an unbroken one on all of them."""
+        broadcast(unwrapped(self.model).buffers())
+        if self.ema is not None:
+            self.ema.synchronize()
+
+    def save_weights(self, name: str) -> None:
+        """Writes the weights, without what resuming needs, to ``weights/<name>.pth``: for ``MODEL.WEIGHTS``."""
+        if comm.is_main_process():
+            content = {"model": dict(unwrapped(self.model).state_dict()), "run": self.checkpointer.run}
+            write_checkpoint(Path(self.cfg.OUTPUT_DIR, "weights", f"{name}.pth"), content)
+        comm.synchronize()
 
     def _stateful_hooks(self) -> dict[str, HookBase]:
         """Hooks that have both halves of a state, by class name."""

@@ -20,21 +20,21 @@ NUM_IMAGES = 16
 
 
 @contextmanager
-def ready_for(cfg: CfgNode, model: nn.Module, catalog_name: str) -> Iterator[UnseenChoice | None]:
-    """Context in which a model can score a catalog entry, whether it was trained on its dataset or not.
+def ready_for(cfg: CfgNode, model: nn.Module, entry: str) -> Iterator[UnseenChoice | None]:
+    """Context in which a model can score an entry of the catalog, whether it was trained on its dataset or not.
 
     Args:
         cfg: ``MODEL.DATASET_NORM.UNSEEN`` and ``INPUT`` are used.
         model: a segmentor, not wrapped.
-        catalog_name: the entry; labels are not looked at.
+        entry: name in the catalogs; labels are not looked at.
 
     Yields:
         What was chosen for an unseen dataset, else None.
     """
-    metadata, choice = MetadataCatalog.get(catalog_name), cfg.MODEL.DATASET_NORM.UNSEEN
+    metadata, choice = MetadataCatalog.get(entry), cfg.MODEL.DATASET_NORM.UNSEEN
     samples = []
     if is_unseen(model, metadata.dataset) and choice in CHOICES[1:]:
-        dicts, mapper = DatasetCatalog.get(catalog_name), EvaluationMapper(cfg)
+        dicts, mapper = DatasetCatalog.get(entry), EvaluationMapper(cfg)
         number = min(NUM_IMAGES, len(dicts))
         samples = [mapper(dicts[i * len(dicts) // number]) for i in range(number)]
     with unseen_dataset(model, metadata.dataset, metadata.label_space, choice, samples) as chosen:

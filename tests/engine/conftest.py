@@ -97,7 +97,8 @@ def start(tiny_argv, tmp_path, fork_context):
 
     def begin(*arguments, out: str = "out", fault: str = "", processes: int = 1) -> Started:
         argv = tiny_argv(*arguments, out=out)
-        shared = {"TINY_FAULT": fault, "DETECTRON2_DATASETS": os.environ["DETECTRON2_DATASETS"]}
+        inherited = ("DETECTRON2_DATASETS", "TINY_ROUNDS")
+        shared = {"TINY_FAULT": fault} | {name: os.environ[name] for name in inherited if name in os.environ}
         if processes > 1:
             shared |= {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         run = Started([], [])

@@ -23,6 +23,7 @@ import multiseg_d2  # noqa: F401  (stand-ins, before detectron2)
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from detectron2.engine import HookBase  # noqa: E402
 from detectron2.layers import ShapeSpec, get_norm  # noqa: E402
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone  # noqa: E402
 from detectron2.utils import comm  # noqa: E402
@@ -152,20 +153,43 @@ def ordered_faults() -> dict[int, list]:
     return faults
 
 
-class FaultyTrainer(Trainer):
-    """The trainer, with the faults that are on order, and a record of what it was given."""
+class RecordingLoader:
+    """A training loader with the faults that are on order, and a record of what it gave."""
 
-    @classmethod
-    def build_train_loader(cls, cfg, start_step=0):
+    def __init__(self, loader, folder: str, start_step: int) -> None:
+        self.loader, self.schedule, self.start_step = loader, loader.schedule, start_step
+        self.record = Path(folder, f"draws_{comm.get_rank()}.jsonl")
+
+    def __iter__(self):
         faults = ordered_faults()
-        record = Path(cfg.OUTPUT_DIR, f"draws_{comm.get_rank()}.jsonl")
-        for step, samples in enumerate(super().build_train_loader(cfg, start_step), start=start_step):
+        for step, samples in enumerate(self.loader, start=self.start_step):
             for fault in faults.get(step, ()):
                 fault(samples)
-            with record.open("a") as file:
+            with self.record.open("a") as file:
                 drawn = [[s["file_name"], s["draw"].seed] for s in samples]
                 file.write(json.dumps([step, drawn]) + "\n")
             yield samples
+
+
+class Rounds(HookBase):
+    """As self-training does: other training data from a step on; TINY_ROUNDS is ``step:entries;step:entries``."""
+
+    def before_step(self):
+        for part in os.environ["TINY_ROUNDS"].split(";"):
+            first, entries = part.split(":")
+            if self.trainer.iter == int(first):
+                self.trainer.use_training_data(entries.split(","), origin=int(first))
+
+
+class FaultyTrainer(Trainer):
+    """The trainer with a :class:`RecordingLoader`, and rounds where they are on order."""
+
+    def build_hooks(self):
+        return [*super().build_hooks(), Rounds() if os.environ.get("TINY_ROUNDS") else None]
+
+    @classmethod
+    def build_train_loader(cls, cfg, start_step=0, **data):
+        return RecordingLoader(super().build_train_loader(cfg, start_step, **data), cfg.OUTPUT_DIR, start_step)
 
     @classmethod
     def test(cls, cfg, model, evaluators=None):

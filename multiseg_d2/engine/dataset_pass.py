@@ -1,0 +1,119 @@
+"""One pass of a model over a catalog entry: evaluation, labelling, class statistics are evaluators of this."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
+from typing import Any, Protocol
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+from torch import nn
+
+from ..data import loader
+from ..modeling.augmented import build_inference_model
+from .ranks import broadcast, unwrapped
+from .signals import leave_if_asked
+from .unseen import ready_for
+
+__all__ = ["PassLoader", "evaluating", "run_over"]
+
+logger = logging.getLogger(__name__)
+
+#: Images after which the processes ask each other whether a signal came.
+_CHUNK = 8
+#: Seconds between two lines of progress.
+_PERIOD = 10.0
+
+
+class PassLoader(Sized, Iterable[list[dict[str, Any]]], Protocol):
+    """Lists of samples, this process's share of an entry; its length is their number."""
+
+
+def run_over(
+    cfg: CfgNode,
+    model: nn.Module,
+    entry: str,
+    evaluator: Any,
+    *,
+    batches: PassLoader | None = None,
+    views: bool = True,
+    amp_dtype: torch.dtype | None = None,
+) -> Any:
+    """Shows every image of a catalog entry to a model, and image and scores to an evaluator.
+
+    The model is in evaluation mode meanwhile, with the buffers of rank 0 on every process, and ready for the entry's
+    dataset even where it was not trained on it (``MODEL.DATASET_NORM.UNSEEN``). Each process handles its share of the
+    images; putting these together is the evaluator's business. Progress is logged with the time that is left.
+    Inside :meth:`.StopSignals.all_saved` a signal to any process ends the pass, and the run, on all of them.
+
+    Args:
+        cfg: ``INPUT``, ``TEST`` and ``DATALOADER`` are used.
+        model: a segmentor, wrapped in ``DistributedDataParallel`` or not.
+        entry: name in Detectron2's catalogs.
+        evaluator: a Detectron2 ``DatasetEvaluator``: ``reset()``, ``process(inputs, outputs)`` per list of samples,
+            and ``evaluate()``, called once on all processes.
+        batches: instead of the entry's test loader.
+        views: score by the scales, mirrored images and windows of ``TEST``; False = one plain pass per image.
+        amp_dtype: ``torch.bfloat16`` or ``torch.float16`` for autocast; None = full precision.
+
+    Returns:
+        What ``evaluate()`` returns, {} in place of None.
+
+    Raises:
+        Stopped: see above.
+    """
+    plain = unwrapped(model)
+    broadcast(plain.buffers())
+    batches = loader.build_test_loader(cfg, entry) if batches is None else batches
+    shown = build_inference_model(cfg, plain) if views else plain
+    device_type = next(plain.parameters()).device.type
+    with ready_for(cfg, plain, entry), evaluating(shown), torch.no_grad():
+        evaluator.reset()
+        progress = _Progress(entry, len(batches))
+        rest = iter(batches)
+        for start in range(0, max(comm.all_gather(len(batches))), _CHUNK):  # equally often on all processes
+            leave_if_asked()
+            for _ in range(min(_CHUNK, len(batches) - start)):
+                samples = next(rest)
+                with torch.autocast(device_type, dtype=amp_dtype) if amp_dtype else nullcontext():
+                    outputs = shown(samples)
+                evaluator.process(samples, outputs)
+                progress.one_more()
+        leave_if_asked()
+        results = evaluator.evaluate()
+    return {} if results is None else results
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Context in which all parts of a model are in evaluation mode; then each is as it was, whatever happened."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+class _Progress:
+    """Says from time to time how far a pass is, and when it will be done."""
+
+    def __init__(self, entry: str, total: int) -> None:
+        self._entry, self._total, self._done = entry, total, 0
+        self._started = self._told = time.perf_counter()
+        logger.info("%s: %d images%s", entry, total, " on this process" if comm.get_world_size() > 1 else "")
+
+    def one_more(self) -> None:
+        self._done += 1
+        now = time.perf_counter()
+        if now - self._told < _PERIOD and self._done < self._total:
+            return
+        self._told, each = now, (now - self._started) / self._done
+        left = timedelta(seconds=int(each * (self._total - self._done)))
+        logger.info("%s: %d of %d, %.3f s per image, ETA %s", self._entry, self._done, self._total, each, left)
