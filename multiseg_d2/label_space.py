@@ -19,6 +19,7 @@ __all__ = [
     "SUPERSET",
     "IllegalLabelError",
     "LabelSpace",
+    "default_color",
     "raw_to_local_table",
     "relation",
     "remap",
@@ -118,6 +119,17 @@ class LabelSpace:
 
     def __repr__(self) -> str:
         return f"LabelSpace({self.name!r}, {self.num_classes} classes)"
+
+
+def default_color(position: int) -> tuple[int, int, int]:
+    """RGB of a class without a colour: different ones for 254 classes, none of them black.
+
+    The bits of ``position + 1`` are spread over the high bits of R, G and B.
+    """
+    rgb, rest = [0, 0, 0], position + 1
+    for bit in range(24):
+        rgb[bit % 3] |= (rest >> bit & 1) << (7 - bit // 3)
+    return rgb[0], rgb[1], rgb[2]
 
 
 def raw_to_local_table(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +10,6 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from multiseg_d2.data import spec as spec_module
 from multiseg_d2.data.spec import SpecError, load_spec, packaged_specs
 from multiseg_d2.label_space import IGNORE, ILLEGAL
 
@@ -32,8 +31,8 @@ def load(folder, **changes):
 
 
 def test_example_in_the_documentation(tmp_path):
-    text = spec_module.__doc__.split("::\n\n", 1)[1].split("\n**Files.**")[0]
-    spec = load_spec(write(tmp_path, textwrap.dedent(text)))
+    text = (Path(__file__).parents[2] / "docs" / "dataset_specs.md").read_text(encoding="utf-8")
+    spec = load_spec(write(tmp_path, text.split("```yaml\n", 1)[1].split("```")[0]))
     assert (spec.name, spec.dataset, spec.encoding, spec.unlisted) == ("my_city", "my_city", "index", "error")
     assert spec.class_names == ("road", "sky", "thing")
     assert spec.classes[0].covers == ("road",) and spec.classes[1].covers is None
@@ -216,8 +215,8 @@ REFUSED: dict[str, tuple[dict, str]] = {
         split(labels="{city}/{id}.png"),
         "pattern '{city}/{id}.png' must hold {id} exactly once",
     ),
-    "no images": ({"splits": {"val": {"labels": "b/{id}.png"}}}, "splits.val.images: missing"),
-    "count": (split(count=0), "splits.val.count: must be a positive number, not 0"),
+    "no images": ({"splits": {"val": {"labels": "b/{id}.png"}}}, "splits.val: the key `images` is missing"),
+    "count": (split(count=0), "splits.val.count: 0 is no number of images: a whole number from 1"),
     "ids that YAML reads as numbers": (split(ids=[10]), "splits.val.ids: must be text, not 10; put it in quotes"),
     "labels of boxes": (split(annotation="box"), "splits.val.labels: annotation 'box' has no label files"),
     "boxes without a file": (
