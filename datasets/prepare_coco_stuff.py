@@ -33,6 +33,24 @@ def archive(path: str) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
 
 
+def members(names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Members of the archive by where they go, and the PNG files among them that go nowhere.
+
+    Raises:
+        ConversionError: two members go to one file.
+    """
+    found, others = {}, []
+    for name in names:
+        match = MAP.fullmatch(name)
+        if match and match[1] in found:
+            raise ConversionError(f"holds {match[1]} twice: as {found[match[1]]} and as {name}")
+        if match:
+            found[match[1]] = name
+        elif name.lower().endswith(".png"):
+            others.append(name)
+    return found, others
+
+
 def take(source: tuple[str, str]) -> bytes:
     """One label map of the archive, as its bytes, after its ids were checked."""
     path, name = source
@@ -60,13 +78,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         with zipfile.ZipFile(options.zip) as content:
-            names = {match[1]: name for name in content.namelist() if (match := MAP.fullmatch(name))}
+            names, others = members(content.namelist())
+    except ConversionError as problem:
+        print(f"{options.zip}: {problem}", file=sys.stderr)
+        return 1
     except (OSError, zipfile.BadZipFile) as problem:
         print(f"{options.zip}: {problem}; download it again", file=sys.stderr)
         return 1
     if not names:
         print(f"{options.zip}: holds no {{train,val}}2017/<12 digits>.png: another archive?", file=sys.stderr)
         return 1
+    if others:
+        print(f"{len(others)} PNG files of the archive have other names and are left out: {', '.join(others[:5])}")
     target = options.root / "coco" / options.folder
     jobs = [Job(str(target / short), (str(options.zip), name)) for short, name in sorted(names.items())]
     return convert_files(jobs, take, options, "COCO-Stuff maps")

@@ -2,9 +2,9 @@
 """Draws IDD's polygons, <root>/idd/gtFine/**/*_gtFine_polygons.json, as *_gtFine_labelids.png beside them.
 
 The pixels hold IDD's own ids (0 to 39), from which the specs idd, idd_level1, idd_level2 and idd_level4 take their
-levels. Polygons are drawn in the order of the file, as IDD's own createLabels.py (--id-type id) does; deleted objects
-and those with fewer than three points are skipped, "<name>group" counts as <name>, pixels without a polygon are
-unlabeled (35).
+levels. Polygons are drawn in the order of the file, as IDD's own createLabels.py (--id-type id) does; deleted objects,
+those with fewer than three points and those called "ground" (no class of IDD's) are skipped, so that what lies beneath
+stays; "<name>group" counts as <name>, pixels without a polygon are unlabeled (35).
 """
 
 from __future__ import annotations
@@ -28,15 +28,17 @@ NAMES = (
     *("unlabeled", "ego vehicle", "rectification border", "out of roi", "license plate"),
 )
 ID_OF = {name: number for number, name in enumerate(NAMES)}
-#: Names outside the table that occur in a few files and mean nothing there.
-MEANINGLESS = {"ground"}
+#: More than any camera of the dataset gives: such a size is a broken file, not a reason to fill the memory.
+MAX_PIXELS = 10**8
+#: Names outside the table that occur in a few files; IDD's converter draws nothing for them.
+SKIPPED = {"ground"}
 
 
 def draw(path: str) -> np.ndarray | tuple[np.ndarray, str]:
     """Draws the polygons of one file.
 
     Returns:
-        (H, W) uint8 IDD ids, with a remark where a name was taken for unlabeled.
+        (H, W) uint8 IDD ids, with a remark where polygons were skipped for their name.
 
     Raises:
         ConversionError: not IDD's form, or a name that is in no table.
@@ -44,23 +46,37 @@ def draw(path: str) -> np.ndarray | tuple[np.ndarray, str]:
     try:
         with open(path, encoding="utf-8") as file:
             content = json.load(file)
-        picture = Image.new("L", (content["imgWidth"], content["imgHeight"]), ID_OF["unlabeled"])
+        picture = Image.new("L", size_of(content, path), ID_OF["unlabeled"])
         pen = ImageDraw.Draw(picture)
         remark = ""
         for item in content["objects"]:
             if item.get("deleted") or len(item["polygon"]) < 3:
                 continue
-            name = item["label"]
-            if name in MEANINGLESS:
-                remark = f"the name {name!r} is in no table and was drawn as unlabeled"
-                name = "unlabeled"
-            pen.polygon([(float(x), float(y)) for x, y in item["polygon"]], fill=id_of(name, path))
+            if item["label"] in SKIPPED:
+                remark = f"polygons called {item['label']!r}, which is in no table, were skipped"
+                continue
+            points = [(float(x), float(y)) for x, y in item["polygon"]]
+            if not np.isfinite(points).all():  # JSON lets NaN and Infinity through
+                raise ConversionError(f"{path}: a polygon of {item['label']!r} has a corner that is no number")
+            pen.polygon(points, fill=id_of(item["label"], path))
     except ConversionError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as problem:
         raise ConversionError(f"{path}: not a polygon file of IDD ({type(problem).__name__}: {problem})") from None
     ids = np.asarray(picture)
     return (ids, remark) if remark else ids
+
+
+def size_of(content: dict, path: str) -> tuple[int, int]:
+    """(width, height) of a file's picture.
+
+    Raises:
+        ConversionError: no picture has that size.
+    """
+    width, height = content["imgWidth"], content["imgHeight"]
+    if not 0 < width * height <= MAX_PIXELS:
+        raise ConversionError(f"{path}: imgWidth {width} and imgHeight {height} are not the size of a picture")
+    return width, height
 
 
 def id_of(name: str, path: str) -> int:

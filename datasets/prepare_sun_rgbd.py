@@ -63,9 +63,15 @@ def numbered(folder: Path) -> dict[int, Path]:
     """Files img-<number> of a folder, by number.
 
     Raises:
-        ConversionError: there is none.
+        ConversionError: there is none, or two have one number.
     """
-    found = {int(match[1]): path for path in folder.rglob("img-*") if (match := NUMBERED.fullmatch(path.name))}
+    found: dict[int, Path] = {}
+    for path in sorted(folder.rglob("img-*")):
+        match = NUMBERED.fullmatch(path.name)
+        if match and int(match[1]) in found:
+            raise ConversionError(f"two files of number {int(match[1])}: {found[int(match[1])]} and {path}")
+        if match:
+            found[int(match[1])] = path
     if not found:
         raise ConversionError(f"no file img-<6 digits>.jpg or .png below {folder}")
     return dict(sorted(found.items()))

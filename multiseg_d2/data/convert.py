@@ -72,7 +72,7 @@ def convert_files(
     Args:
         jobs: what to write.
         convert: ``job.source`` -> (H, W) label map, or a whole file as bytes, or a label map with a remark about it
-            that the summary counts; raises ConversionError, BadFileError, another ValueError or OSError for bad files.
+            that the summary counts; what it raises is reported with the file, and the others are converted.
         options: of :func:`conversion_parser`.
         title: shown beside the progress bar.
 
@@ -113,7 +113,7 @@ def _convert_one(convert: Callable, mode: str, job: Job) -> tuple[str, str]:
             return "different", f"{job.target}: is not what the conversion gives; --overwrite would replace it"
         write_atomically(job.target, content if isinstance(content, bytes) else encode_label(content))
         return ("replaced" if there else "written"), remark
-    except (ValueError, OSError) as problem:
+    except Exception as problem:  # whatever one file does to its reader, the others are converted and it is named
         return "failed", f"{job.target}: {type(problem).__name__}: {problem}"
 
 

@@ -19,6 +19,8 @@ from multiseg_d2.data.convert import (
 def convert(number):
     if number == 3:
         raise ConversionError("source 3 is broken")
+    if number == 7:
+        raise MemoryError("source 7 is too large")  # none of the errors that a reader is expected to raise
     ids = np.full((2, 3), number, np.uint16 if number > 255 else np.uint8)
     return (ids, "it is odd") if number % 2 else ids
 
@@ -68,9 +70,11 @@ def test_other_content_is_kept_reported_and_replaced_only_on_demand(run, capsys)
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_bad_file_is_named_and_the_others_are_converted(run, workers, capsys):
-    assert run([1, 2, 3, 4], "--workers", workers) == 1
+    assert run([1, 2, 3, 7, 4], "--workers", workers) == 1
     captured = capsys.readouterr()
-    assert "1 failed, 3 written" in captured.out and "source 3 is broken" in captured.err
+    assert "2 failed, 3 written" in captured.out
+    for number in ("3 is broken", "7 is too large"):
+        assert f"source {number}" in captured.err and f"{number[0]}.png" in captured.err
     assert sorted(path.name for path in run.folder.iterdir()) == ["1.png", "2.png", "4.png"]
 
 

@@ -46,3 +46,12 @@ def test_coco_stuff_names_a_bad_archive(script, tmp_path, capsys, content):
         archive.write_bytes(archive.read_bytes()[:40])
     assert script("prepare_coco_stuff").main([str(archive), "--root", str(tmp_path)]) == 1
     assert str(archive) in capsys.readouterr().err
+
+
+def test_coco_stuff_members_that_collide_or_go_nowhere_are_said(script):
+    module = script("prepare_coco_stuff")
+    name = "val2017/000000000009.png"
+    found, others = module.members([f"a/{name}", "val2017/", "val2017/9.png", "LICENSE", "b/val2017/000000000009.PNG"])
+    assert found == {name: f"a/{name}"} and others == ["val2017/9.png", "b/val2017/000000000009.PNG"]
+    with pytest.raises(module.ConversionError, match="twice: as a/.* and as b/"):
+        module.members([f"a/{name}", f"b/{name}"])

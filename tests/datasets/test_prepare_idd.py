@@ -77,12 +77,14 @@ def test_idd_order_skipped_objects_and_names(script, tmp_path, capsys):
         ("bus", [[1, 1], [9, 9]]),
         ("truck", square),
         ("ground", [[25, 5], [35, 5], [35, 15], [25, 15]]),
+        ("ground", [[8, 8], [15, 8], [15, 15], [8, 15]]),
     ]
     folder = tmp_path / "IDD_Segmentation/gtFine/val/7"
     polygon_file(folder / "a_gtFine_polygons.json", objects, truck={"deleted": 1})
     assert script("prepare_idd").main(["--root", str(tmp_path), "--folder", "IDD_Segmentation", "--workers", "1"]) == 0
     drawn = ids_in(folder / "a_gtFine_labelids.png")
-    assert drawn[10, 10] == 0 and drawn[2, 2] == 33 and drawn[10, 30] == 35  # truck is deleted, the bus a line
+    assert drawn[2, 2] == 33 and drawn[10, 30] == 33 and set(np.unique(drawn)) == {0, 33}  # the bus is a line
+    assert (drawn[5:20, 5:20] == 0).all()  # the truck is deleted; a ground polygon leaves the road beneath it
     assert "'ground'" in capsys.readouterr().out
 
     polygon_file(folder / "b_gtFine_polygons.json", [("spaceship", square)])
@@ -102,6 +104,7 @@ def test_idd_order_skipped_objects_and_names(script, tmp_path, capsys):
         [{"polygon": [[0, 0], [9, 0], [9, 9]]}],
         [{"label": "road", "polygon": [0, 0, 9, 0, 9, 9]}],
         [{"label": "road", "polygon": [["a", 0], [9, 0], [9, 9]]}],
+        [{"label": ["road"], "polygon": [[0, 0], [9, 0], [9, 9]]}],
     ],
 )
 def test_idd_files_of_another_form_are_named(script, tmp_path, capsys, objects):
@@ -113,6 +116,22 @@ def test_idd_files_of_another_form_are_named(script, tmp_path, capsys, objects):
     err = capsys.readouterr().err
     assert "odd_gtFine_polygons.json: not a polygon file of IDD" in err and "sound" not in err
     assert [file.name for file in path.parent.glob("*.png")] == ["sound_gtFine_labelids.png"]
+
+
+NOT_A_NUMBER = '{"imgWidth": 9, "imgHeight": 9, "objects": [{"label": "sky", "polygon": [[NaN, 0], [9, 0], [9, 9]]}]}'
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"imgWidth": 9999999, "imgHeight": 9999999, "objects": []}', "\xff\xfe", NOT_A_NUMBER]
+)
+def test_idd_files_that_break_their_reader_do_not_end_the_run(script, tmp_path, capsys, text):
+    """Too deep for the parser, larger than memory, no UTF-8, NaN: named, and the next file is drawn."""
+    folder = tmp_path / "idd/gtFine/val/7"
+    polygon_file(folder / "sound_gtFine_polygons.json", [("sky", [[0, 0], [40, 0], [40, 30]])])
+    (folder / "broken_gtFine_polygons.json").write_text(text, encoding="latin-1")
+    assert script("prepare_idd").main(["--root", str(tmp_path), "--workers", "1"]) == 1
+    assert "broken_gtFine_" in capsys.readouterr().err
+    assert [file.name for file in folder.glob("*.png")] == ["sound_gtFine_labelids.png"]
 
 
 def test_idd_ids_are_those_of_the_specs(script):

@@ -61,6 +61,13 @@ def test_sun_archives_with_gaps_are_refused_before_anything_is_written(sun, sun_
     assert "no partner" in capsys.readouterr().err and not (tmp_path / "sun_rgbd").exists()
 
 
+def test_sun_numbers_that_stand_twice_are_refused(sun, sun_archives, tmp_path, capsys):
+    (tmp_path / "down/train/copy").mkdir()
+    (tmp_path / "down/train/copy/img-000002.jpg").write_bytes((tmp_path / "down/train/img-000003.jpg").read_bytes())
+    assert sun.main(sun_archives) == 1
+    assert "two files of number 2" in capsys.readouterr().err and not (tmp_path / "sun_rgbd").exists()
+
+
 def test_sun_ids_beyond_37_are_refused(sun, sun_archives, tmp_path, capsys):
     save(tmp_path / "down/labels/img-000005.png", np.full((6, 8), 40, np.uint8))
     assert sun.main(sun_archives) == 1
