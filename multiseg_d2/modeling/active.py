@@ -11,24 +11,36 @@ backward pass that nobody told about its datasets), :func:`current_groups` raise
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.checkpoint import checkpoint as _torch_checkpoint
 
-__all__ = ["Groups", "active_datasets", "checkpoint", "current_groups", "is_recomputing"]
+__all__ = [
+    "Groups",
+    "StandIns",
+    "active_datasets",
+    "checkpoint",
+    "current_groups",
+    "is_recomputing",
+    "stand_in_branch",
+]
 
 #: (dataset, number of images) runs in batch order. A count of 0 says: in this step, but not on this process.
 Groups = tuple[tuple[str, int], ...]
+#: Dataset without norm branches of its own -> norm layer -> the branch that it uses there.
+StandIns = Mapping[str, Mapping[nn.Module, nn.Module]]
 
 
 @dataclass(frozen=True)
 class _Active:
     groups: Groups
+    stand_ins: StandIns = field(default_factory=dict)
     recomputing: bool = False
 
 
@@ -60,7 +72,7 @@ def _enter(active: _Active) -> Iterator[Groups]:
         _ACTIVE.reset(token)
 
 
-def active_datasets(groups: Sequence[tuple[str, int]]):
+def active_datasets(groups: Sequence[tuple[str, int]], stand_ins: StandIns | None = None):
     """Context in which the batch consists of these runs of images.
 
     Contexts nest (an evaluation in the middle of a step hides the step's context and gives it back), and each thread
@@ -68,11 +80,12 @@ def active_datasets(groups: Sequence[tuple[str, int]]):
 
     Args:
         groups: (dataset, number of images) in batch order, every dataset once. A run may be empty.
+        stand_ins: branches for datasets that the norm layers have none for (at test time, see :mod:`.norm.unseen`).
 
     Raises:
         ValueError: no run, a dataset in two runs, or a negative count.
     """
-    return _enter(_Active(_checked(groups)))
+    return _enter(_Active(_checked(groups), stand_ins or {}))
 
 
 def current_groups() -> Groups:
@@ -96,6 +109,12 @@ def current_groups() -> Groups:
             "`torch.utils.checkpoint`."
         )
     return active.groups
+
+
+def stand_in_branch(dataset: str, layer: nn.Module) -> nn.Module | None:
+    """The branch that the context gives a norm layer for a dataset that it has none for; None where it gives none."""
+    active = _ACTIVE.get()
+    return None if active is None else active.stand_ins.get(dataset, {}).get(layer)
 
 
 def is_recomputing() -> bool:
@@ -126,11 +145,13 @@ def checkpoint(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     Raises:
         RuntimeError: no dataset is active.
     """
-    groups = _ACTIVE.get().groups if is_recomputing() else current_groups()
+    if not is_recomputing():
+        current_groups()  # raises where none is active
+    active = replace(_ACTIVE.get(), recomputing=True)
     if not torch.is_grad_enabled():
         return function(*args, **kwargs)
 
     def contexts():
-        return nullcontext(), _enter(_Active(groups, recomputing=True))
+        return nullcontext(), _enter(active)
 
     return _torch_checkpoint(function, *args, use_reentrant=False, context_fn=contexts, **kwargs)

@@ -11,8 +11,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..active import current_groups, is_recomputing
-from .grouped import Run, grouped_batch_norm, synchronised_batch_norm, synchronised_statistics
+from ..active import current_groups, is_recomputing, stand_in_branch
+from .synchronised import Run, synchronised_batch_norm, synchronised_statistics
 
 __all__ = ["DatasetBatchNorm2d", "DatasetBranchError"]
 
@@ -63,7 +63,7 @@ class DatasetBatchNorm2d(nn.Module):
         path: str = "",
     ) -> None:
         super().__init__()
-        self.num_features, self.eps, self.momentum = num_features, eps, momentum
+        self.num_features = num_features
         self.affine, self.track_running_stats = affine, track_running_stats
         self.sync, self.init_from, self.path = sync, init_from, path
         self._told_of_single = False
@@ -108,6 +108,26 @@ class DatasetBatchNorm2d(nn.Module):
         return layer.train(norm.training)
 
     @property
+    def eps(self) -> float:
+        """Added to the variance. Each branch uses its own; setting it here sets it in all of them."""
+        return next(iter(self.branches.values())).eps
+
+    @eps.setter
+    def eps(self, value: float) -> None:
+        for branch in self.branches.values():
+            branch.eps = value
+
+    @property
+    def momentum(self) -> float | None:
+        """Share of a batch in the running statistics; likewise."""
+        return next(iter(self.branches.values())).momentum
+
+    @momentum.setter
+    def momentum(self, value: float | None) -> None:
+        for branch in self.branches.values():
+            branch.momentum = value
+
+    @property
     def datasets(self) -> tuple[str, ...]:
         """Names of the branches."""
         return tuple(self.branches)
@@ -143,50 +163,54 @@ class DatasetBatchNorm2d(nn.Module):
             RuntimeError: no dataset is active.
             DatasetBranchError: an active dataset has no branch.
             ValueError: the batch is not what is active, or every dataset has one value per channel. Where only some
-                have, as happens in mixtures at pooled maps of 1 x 1, those are normalised by their running statistics.
+                have, as happens in mixtures at pooled maps of 1 x 1, those are normalised by their running statistics,
+                if there are any.
         """
         runs = self._runs(x)
-        names, branches = self.datasets, list(self.branches.values())
         if self.sync and self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            return self._synchronised(x, runs, branches)
-        used = [branches[run.branch] for run in runs]
+            return self._synchronised(x, runs)
+        branches = [self._branch(dataset) for dataset, _ in runs]
         area = x.shape[2] * x.shape[3]
-        single = [_uses_batch(branch) and run.stop - run.start == area == 1 for run, branch in zip(runs, used)]
+        single = [_uses_batch(branch) and count * area == 1 for branch, (_, count) in zip(branches, runs)]
         if any(single):
-            self._check_single([names[run.branch] for run, one in zip(runs, single) if one], mixed=not all(single))
-        if len(runs) == 1:
-            return _normalise(used[0], x)
-        if not any(single) and runs and all(_uses_batch(branch) and _has_kernel(branch, x) for branch in used):
-            update = [(None, None, 0.0) if is_recomputing() else _running_update(branch) for branch in used]
-            affine = [(branch.weight, branch.bias) for branch in used]
-            return grouped_batch_norm(x, runs, affine, [u[:2] for u in update], [u[2] for u in update], self.eps)
+            names = [dataset for one, (dataset, _) in zip(single, runs) if one]
+            self._check_single(names, mixed=not all(single))
         how = [_normalise_by_running if one else _normalise for one in single]
-        parts = [call(branch, x[run.start : run.stop]) for call, run, branch in zip(how, runs, used)]
-        return torch.cat(parts) if parts else x
+        if len(runs) == 1:
+            return how[0](branches[0], x)
+        parts = x.split([count for _, count in runs])
+        return torch.cat([call(branch, part) for call, branch, part in zip(how, branches, parts)]) if parts else x
 
-    def _runs(self, x: Tensor) -> list[Run]:
-        names, runs, start = {name: i for i, name in enumerate(self.branches)}, [], 0
-        for dataset, count in current_groups():
-            if dataset not in names:
-                raise DatasetBranchError(
-                    f"{self._here()}: dataset {dataset!r} has no branch, only {self.datasets}. Add one with "
-                    "`add_dataset_branch`, or say at test time which one it uses (MODEL.DATASET_NORM.UNSEEN)."
-                )
-            if count:
-                runs.append(Run(names[dataset], start, start + count))
-            start += count
-        if start != x.shape[0]:
-            raise ValueError(
-                f"{self._here()}: the batch has {x.shape[0]} images, but the active datasets are {current_groups()}"
+    def _runs(self, x: Tensor) -> list[tuple[str, int]]:
+        """The runs of at least one image: (dataset, number of images)."""
+        groups = current_groups()
+        if sum(count for _, count in groups) != x.shape[0]:
+            raise ValueError(f"{self._here()}: the batch has {x.shape[0]} images, but the active datasets are {groups}")
+        for dataset, _ in groups:
+            self._branch(dataset)
+        return [(dataset, count) for dataset, count in groups if count]
+
+    def _branch(self, dataset: str) -> nn.Module:
+        branch = self.branches[dataset] if dataset in self.branches else stand_in_branch(dataset, self)
+        if branch is None:
+            raise DatasetBranchError(
+                f"{self._here()}: dataset {dataset!r} has no branch, only {self.datasets}. Add one with "
+                "`add_dataset_branch`, or say at test time which one it uses (MODEL.DATASET_NORM.UNSEEN)."
             )
-        return runs
+        return branch
 
-    def _synchronised(self, x: Tensor, runs: list[Run], branches: list[nn.BatchNorm2d]) -> Tensor:
+    def _synchronised(self, x: Tensor, groups: list[tuple[str, int]]) -> Tensor:
+        branches, index = list(self.branches.values()), {name: i for i, name in enumerate(self.branches)}
         modes = {name: _uses_batch(branch) for name, branch in self.branches.items()}
         if not all(modes.values()):
             if any(modes.values()):
                 raise RuntimeError(f"{self._here()}: with sync, all branches train or none does, not {modes}")
-            return torch.cat([_normalise(branches[r.branch], x[r.start : r.stop]) for r in runs]) if runs else x
+            parts = x.split([count for _, count in groups])
+            return torch.cat([_normalise(self.branches[g[0]], p) for g, p in zip(groups, parts)]) if parts else x
+        runs, start = [], 0
+        for dataset, count in groups:
+            runs.append(Run(index[dataset], start, start + count))
+            start += count
         with torch.no_grad():
             statistics = synchronised_statistics(x.detach(), runs, len(branches))
         values = [0] * len(branches)
@@ -201,14 +225,15 @@ class DatasetBatchNorm2d(nn.Module):
         if not is_recomputing():
             for i, branch in enumerate(branches):
                 _update_running(branch, *(s[i] for s in statistics))
-        return synchronised_batch_norm(x, runs, [(b.weight, b.bias) for b in branches], statistics, self.eps)
+        affine, eps = [(b.weight, b.bias) for b in branches], [b.eps for b in branches]
+        return synchronised_batch_norm(x, runs, affine, statistics, eps)
 
     def _here(self) -> str:
         return f"norm layer {self.path or '(unnamed)'}"
 
     def _check_single(self, datasets: list[str], *, mixed: bool) -> None:
         """One value per channel has no variance. In a mixture that happens by chance; elsewhere in every step."""
-        if not mixed:
+        if not mixed or not self.track_running_stats:
             raise ValueError(
                 f"{self._here()}: {datasets} need more than 1 value per channel in a training step. Give each dataset "
                 "at least two images per step (SOLVER.IMS_PER_BATCH, DATALOADER.WEIGHTS), or use SyncBN."
@@ -272,12 +297,6 @@ def _uses_batch(branch: nn.Module) -> bool:
     return isinstance(branch, nn.BatchNorm2d) and (branch.training or branch.running_mean is None)
 
 
-def _has_kernel(branch: nn.BatchNorm2d, x: Tensor) -> bool:
-    """Whether the kernel that writes into a given output takes these types; devices disagree on pure 16-bit models."""
-    wide = x.dtype in (torch.float32, torch.float64) or (branch.affine and branch.weight.dtype == torch.float32)
-    return wide and x.device.type in ("cpu", "cuda")
-
-
 def _normalise(branch: nn.Module, x: Tensor) -> Tensor:
     """A branch's own forward pass; in a recomputation without a second update of its running statistics."""
     if is_recomputing() and _uses_batch(branch):
@@ -307,18 +326,9 @@ def _by_running(
     return total, mean, var
 
 
-def _running_update(branch: nn.BatchNorm2d) -> tuple[Tensor | None, Tensor | None, float]:
-    """Running statistics of a branch and the share of the batch in them; counts the batch."""
-    if branch.running_mean is None or not branch.training:
-        return None, None, 0.0
-    branch.num_batches_tracked.add_(1)
-    factor = 1.0 / float(branch.num_batches_tracked) if branch.momentum is None else branch.momentum
-    return branch.running_mean, branch.running_var, factor
-
-
 @torch.no_grad()
 def _update_running(branch: nn.BatchNorm2d, total: Tensor, mean: Tensor, var: Tensor) -> None:
-    """The same for statistics over all processes; a branch that none used stays bit-identical."""
+    """Takes statistics over all processes into the running ones; a branch that none used stays bit-identical."""
     if branch.running_mean is None or not branch.training:
         return
     used = (total > 0) & total.isfinite()  # infinite: the running statistics themselves, see `_by_running`

@@ -1,7 +1,7 @@
-"""Batch normalisation of a batch that consists of several groups of images: the arithmetic of ``dataset_norm``.
+"""Batch normalisation with statistics over all processes, of a batch that consists of several runs of images.
 
-Two autograd functions. Each writes all groups into one output, where splitting, normalising and concatenating would
-hold every activation twice, and keeps for the backward pass what plain batch norm keeps: input, mean, deviation.
+One autograd function that writes all runs into one output and keeps for the backward pass what plain batch norm keeps:
+input, mean, deviation.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["Run", "grouped_batch_norm", "synchronised_batch_norm", "synchronised_statistics"]
+__all__ = ["Run", "synchronised_batch_norm", "synchronised_statistics"]
 
 _AXES = (0, 2, 3)
 
@@ -27,67 +27,6 @@ class Run(NamedTuple):
     stop: int
 
 
-class _GroupedBatchNorm(torch.autograd.Function):
-    """One kernel call per run, all into the same output."""
-
-    @staticmethod
-    def forward(ctx, x, runs, running, factors, eps, *affine):
-        # affine: weight and bias of each run, flat; running: (mean, var) of each run, or (None, None)
-        out = torch.empty_like(x)  # keeps channels-last
-        saved, dtype = [], torch.promote_types(x.dtype, torch.float32)
-        for i, run in enumerate(runs):
-            weight, bias = affine[2 * i : 2 * i + 2]
-            part = slice(run.start, run.stop)
-            mean, invstd = (torch.empty(x.shape[1], dtype=dtype, device=x.device) for _ in range(2))
-            into = {"out": out[part], "save_mean": mean, "save_invstd": invstd}
-            torch.ops.aten.native_batch_norm.out(x[part], weight, bias, *running[i], True, factors[i], eps, **into)
-            saved += [mean, invstd]
-        ctx.save_for_backward(x, *affine[::2], *saved)
-        ctx.runs, ctx.eps = runs, eps
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_out):
-        x, *rest = ctx.saved_tensors
-        weights, saved = rest[: len(ctx.runs)], rest[len(ctx.runs) :]
-        wanted, affine_grads, input_grads = ctx.needs_input_grad, [], []
-        for i, run in enumerate(ctx.runs):
-            part = slice(run.start, run.stop)
-            mask = [wanted[0], wanted[5 + 2 * i], wanted[6 + 2 * i]]
-            grads = torch.ops.aten.native_batch_norm_backward(
-                grad_out[part], x[part], weights[i], None, None, saved[2 * i], saved[2 * i + 1], True, ctx.eps, mask
-            )
-            input_grads.append(grads[0])
-            affine_grads += [g if m else None for g, m in zip(grads[1:], mask[1:])]
-        return torch.cat(input_grads) if wanted[0] else None, None, None, None, None, *affine_grads
-
-
-def grouped_batch_norm(
-    x: Tensor,
-    runs: Sequence[Run],
-    affine: Sequence[tuple[Tensor | None, Tensor | None]],
-    running: Sequence[tuple[Tensor | None, Tensor | None]],
-    factors: Sequence[float],
-    eps: float,
-) -> Tensor:
-    """Training-mode batch norm of each run by itself.
-
-    Args:
-        x: (N, C, H, W); the runs tile its first axis.
-        runs: non-empty runs.
-        affine: (C,) weight and bias per run, or (None, None).
-        running: (C,) running mean and variance per run, updated in place, or (None, None).
-        factors: share of the new statistics in the update, per run.
-        eps: added to the variance.
-
-    Returns:
-        (N, C, H, W) in the type and memory format of ``x``.
-    """
-    flat = [tensor for pair in affine for tensor in pair]
-    return _GroupedBatchNorm.apply(x, tuple(runs), tuple(running), tuple(factors), eps, *flat)
-
-
 def synchronised_statistics(x: Tensor, runs: Sequence[Run], num_branches: int) -> tuple[Tensor, Tensor, Tensor]:
     """Statistics of every branch over the images of all processes, by one all-reduce.
 
@@ -96,12 +35,12 @@ def synchronised_statistics(x: Tensor, runs: Sequence[Run], num_branches: int) -
 
     Returns:
         Number of values per channel (B,) float64 (0 for a branch that no process used), mean and biased variance (B, C)
-        float32.
+        in the type of ``x``, float32 at least.
     """
-    channels = x.shape[1]
+    channels, dtype = x.shape[1], torch.promote_types(x.dtype, torch.float32)
     packed = x.new_zeros((num_branches, 2 * channels + 1), dtype=torch.float64)
     for branch, start, stop in runs:
-        part = x[start:stop].float()
+        part = x[start:stop].to(dtype)
         count = part.numel() // channels
         var, mean = (s.double() for s in torch.var_mean(part, _AXES, correction=0))
         packed[branch, 0] = count
@@ -110,7 +49,8 @@ def synchronised_statistics(x: Tensor, runs: Sequence[Run], num_branches: int) -
     dist.all_reduce(packed)
     total = packed[:, 0]
     mean, square = (packed[:, 1:] / total.clamp(min=1)[:, None]).split(channels, 1)  # (B, C) each
-    return total, mean.float(), (square - mean.square()).clamp(min=0).float()
+    # Rounding may leave a constant channel a variance below zero, of which the deviation would be NaN.
+    return total, mean.to(dtype), (square - mean.square()).clamp(min=0).to(dtype)
 
 
 class _SynchronisedBatchNorm(torch.autograd.Function):
@@ -119,6 +59,7 @@ class _SynchronisedBatchNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, runs, total, mean, var, eps, *affine):
         # affine: weight and bias of every branch of the layer, flat, so that every process has the same graph
+        eps = eps[0] if len(set(eps)) == 1 else var.new_tensor(eps)[:, None]  # a tensor only where it is needed
         invstd = torch.rsqrt(var + eps)  # (B, C)
         out = torch.empty_like(x)
         for branch, start, stop in runs:
@@ -137,12 +78,12 @@ class _SynchronisedBatchNorm(torch.autograd.Function):
         branches, channels = mean.shape
         sums = mean.new_zeros((2, branches, channels))  # of dy, and of dy * (x - mean)
         for branch, start, stop in ctx.runs:
-            grad = grad_out[start:stop].float()
+            grad = grad_out[start:stop].to(mean.dtype)
             sums[0, branch] = grad.sum(_AXES)
             sums[1, branch] = (grad * (x[start:stop] - _per_channel(mean[branch]))).sum(_AXES)
         local = sums.clone()
         dist.all_reduce(sums)
-        sums /= total.clamp(min=1).float()[:, None]  # now means over all processes
+        sums /= total.clamp(min=1).to(sums.dtype)[:, None]  # now means over all processes
         grad_in = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         for branch, start, stop in ctx.runs if grad_in is not None else ():
             scale = invstd[branch] if weights[branch] is None else invstd[branch] * weights[branch]
@@ -173,7 +114,7 @@ def synchronised_batch_norm(
     runs: Sequence[Run],
     affine: Sequence[tuple[Tensor | None, Tensor | None]],
     statistics: tuple[Tensor, Tensor, Tensor],
-    eps: float,
+    eps: Sequence[float],
 ) -> Tensor:
     """Training-mode batch norm of each run with its branch's statistics over all processes.
 
@@ -184,10 +125,10 @@ def synchronised_batch_norm(
         runs: non-empty runs.
         affine: (C,) weight and bias of *every* branch of the layer, or (None, None).
         statistics: what :func:`synchronised_statistics` gave for this very input.
-        eps: added to the variance.
+        eps: added to the variance, of every branch.
 
     Returns:
         (N, C, H, W) in the type and memory format of ``x``. Gradients are those of the sum of all processes' losses.
     """
     flat = [tensor for pair in affine for tensor in pair]
-    return _SynchronisedBatchNorm.apply(x, tuple(runs), *statistics, eps, *flat)
+    return _SynchronisedBatchNorm.apply(x, tuple(runs), *statistics, tuple(eps), *flat)
