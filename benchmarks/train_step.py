@@ -45,14 +45,14 @@ class Detectron2Head(nn.Module):
 
     def __init__(self, ours: nn.Module) -> None:
         super().__init__()
-        self.decoder, self.dropout, self.classifiers = ours.decoder, ours.dropout, ours.classifiers
-        self.auxiliary, self.auxiliary_classifiers = ours.auxiliary, ours.auxiliary_classifiers
+        self.trunk, self.classifiers = ours.trunk, ours.classifiers
+        self.auxiliary_classifiers = ours.auxiliary_classifiers
         self.dataset = ""
 
     def forward(self, features: dict[str, Tensor], targets: Tensor):
         """As ``SemSegFPNHead``: (None, losses)."""
-        main = self.classifiers[self.dataset](self.dropout(self.decoder(features)))
-        side = self.auxiliary_classifiers[self.dataset](self.dropout(self.auxiliary(features)))
+        main = self.classifiers[self.dataset](self.trunk(features))
+        side = self.auxiliary_classifiers[self.dataset](self.trunk.auxiliary_features(features))
         return None, {"loss": self.loss(main, targets), "loss_aux": 0.4 * self.loss(side, targets)}
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:

@@ -80,7 +80,7 @@ def count(model: nn.Module, size: tuple[int, int], dataset: str) -> tuple[dict[s
     for name, flops in counts.items():
         path = name.split(".")
         above = (".".join(path[:i]) for i in range(3, len(path)))
-        if path[0] == root and len(path) >= 3 and not any(a in counts for a in above):  # backbone.res2, ...decoder, ...
+        if path[0] == root and len(path) >= 3 and not any(a in counts for a in above):  # backbone.res2, ...trunk, ...
             # the counter's unit is the single addition or multiplication
             parts[".".join(path[1:])] = sum(flops.values()) // 2
     parts["(elsewhere)"] = counter.get_total_flops() // 2 - sum(parts.values())
@@ -90,13 +90,13 @@ def count(model: nn.Module, size: tuple[int, int], dataset: str) -> tuple[dict[s
 def count_auxiliary(model: nn.Module, size: tuple[int, int], dataset: str) -> int:
     """Multiply-adds of the auxiliary branch, which runs in training only; 0 without one."""
     head = model.sem_seg_head
-    if getattr(head, "auxiliary", None) is None:
+    if head.trunk.auxiliary is None:
         return 0
     with torch.no_grad(), multiseg_d2.modeling.active_datasets(((dataset, 1),)):
         features = model.backbone(torch.empty(1, 3, *size, device="meta"))
         with FlopCounterMode(display=False) as counter:
             classifier = head.auxiliary_classifiers[head.classifier_of[head.space_of[dataset]]]
-            classifier(head.auxiliary(features))
+            classifier(head.trunk.auxiliary_features(features))
     return counter.get_total_flops() // 2
 
 

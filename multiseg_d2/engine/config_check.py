@@ -9,6 +9,8 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..data.schedule import Schedule
+from ..modeling.decoders import DECODER_REGISTRY
+from ..modeling.heads import registered_heads
 from ..yaml_file import did_you_mean
 from .config_file import ConfigError
 from .solver import CLIP_TYPES, LR_SCHEDULERS, OPTIMIZERS
@@ -16,9 +18,6 @@ from .step import STEP_MODES
 from .unseen import unseen_problems
 
 __all__ = ["check_config"]
-
-#: Decoders that pool a whole image to one value per channel, which a plain batch norm cannot normalise on its own.
-_GLOBAL_POOLING_DECODERS = ("PSPDecoder", "DeepLabV3PlusDecoder")
 
 
 def check_config(cfg: CfgNode, world_size: int = 1, eval_only: bool = False) -> None:
@@ -77,7 +76,8 @@ def _test_problems(cfg: CfgNode, eval_only: bool) -> Iterator[str]:
 
 def _remap_problems(cfg: CfgNode, name: str) -> Iterator[str]:
     target, space = cfg.DATASETS.REMAP_TO, MetadataCatalog.get(name).label_space.name
-    if target and space != target and cfg.MODEL.SEM_SEG_HEAD.NAME == "PerDatasetHead":
+    head = registered_heads().get(cfg.MODEL.SEM_SEG_HEAD.NAME)
+    if target and space != target and not (head and head.scores_any_space):
         yield f"DATASETS.TEST: {name} has the classes of {space!r}, but REMAP_TO gives the model those of {target!r}"
 
 
@@ -117,14 +117,14 @@ def _solver_problems(cfg: CfgNode) -> Iterator[str]:
 
 def _label_problems(cfg: CfgNode) -> Iterator[str]:
     """Training sets whose annotation the head cannot learn from (an unlabelled set in a supervised slot)."""
-    from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
-
-    name = cfg.MODEL.SEM_SEG_HEAD.NAME
-    if name not in SEM_SEG_HEADS_REGISTRY:
-        heads = [head for head, _ in SEM_SEG_HEADS_REGISTRY]
-        yield f"MODEL.SEM_SEG_HEAD.NAME: no head is registered as {name!r}{did_you_mean(name, heads)}"
+    name, heads = cfg.MODEL.SEM_SEG_HEAD.NAME, registered_heads()
+    if name not in heads:
+        yield (
+            f"MODEL.SEM_SEG_HEAD.NAME: no head that derives from multiseg_d2.modeling.Head is registered as {name!r}"
+            f"{did_you_mean(name, heads)}"
+        )
         return
-    usable = getattr(SEM_SEG_HEADS_REGISTRY.get(name), "annotation_types", ("pixel",))
+    usable = heads[name].annotation_types
     for dataset in set(cfg.DATASETS.TRAIN) & set(DatasetCatalog.list()):
         annotation = MetadataCatalog.get(dataset).get("annotation", "pixel")
         if annotation not in usable:
@@ -139,15 +139,18 @@ def _norm_problems(cfg: CfgNode, world_size: int) -> Iterator[str]:
     norm, per_dataset = cfg.MODEL.SEM_SEG_HEAD.NORM, cfg.MODEL.DATASET_NORM.ENABLED
     if "SyncBN" in (norm, cfg.MODEL.RESNETS.NORM) and world_size > 1 and cfg.MODEL.DEVICE == "cpu" and not per_dataset:
         yield "SyncBN of torch needs GPUs: use BN or GN on CPU, or MODEL.DATASET_NORM, whose SyncBN runs there"
-    pools = cfg.MODEL.SEM_SEG_HEAD.DECODER in _GLOBAL_POOLING_DECODERS
-    if norm != "BN" or not pools or cfg.DATALOADER.SCHEDULE != "alternation":
+    decoder = cfg.MODEL.SEM_SEG_HEAD.DECODER
+    if decoder not in DECODER_REGISTRY:
+        yield f"MODEL.SEM_SEG_HEAD.DECODER: no decoder is registered as {decoder!r}"
+        return
+    if norm != "BN" or not DECODER_REGISTRY.get(decoder).pools_globally or cfg.DATALOADER.SCHEDULE != "alternation":
         return
     images = cfg.SOLVER.IMS_PER_BATCH // world_size
     if not (per_dataset or cfg.DATALOADER.INTERVAL > 1 or cfg.SOLVER.STEP_MODE == "sequential"):
         images *= len(cfg.DATASETS.TRAIN)
     if images == 1:
         yield (
-            f"one image per batch norm and process: {cfg.MODEL.SEM_SEG_HEAD.DECODER} pools whole images to one value "
+            f"one image per batch norm and process: {decoder} pools whole images to one value "
             "per channel, which cannot be normalised alone. Raise SOLVER.IMS_PER_BATCH, or set "
             "MODEL.SEM_SEG_HEAD.NORM to SyncBN or GN"
         )

@@ -15,7 +15,7 @@ from ..data.augment import CropWindow
 from ..evaluation.evaluator import predicted_labels
 from ..label_space import LabelSpace
 from ..modeling.augmented import build_inference_model
-from ..modeling.norm import unseen_dataset
+from ..modeling.norm import dataset_norms, unseen_dataset
 from ..yaml_file import did_you_mean
 from .config_file import ConfigError
 from .trainer import Trainer
@@ -53,14 +53,16 @@ class Predictor:
         model.eval()
         trained = tuple(model.sem_seg_head.datasets)
         self.space = _label_space(space, trained, model.sem_seg_head.spaces)
-        known = self.space.name in model.sem_seg_head.spaces
+        head = model.sem_seg_head
+        known = self.space.name in head.spaces
         if norm and norm not in trained:
             raise ConfigError(f"norm {norm!r}: the model was trained on {list(trained)}{did_you_mean(norm, trained)}")
-        if not norm and self.space.name not in trained:
+        needs_norm = not head.scores_any_space or any(dataset_norms(model))
+        if not norm and self.space.name not in trained and needs_norm:
             raise ConfigError(f"the model was not trained on {self.space.name!r}: choose the norm of {list(trained)}")
         self._sample = {"dataset": norm or self.space.name, "label_space": self.space}
         self._stack = ExitStack()
-        if not known:  # stays in place as long as the predictor
+        if not known and norm:  # stays in place as long as the predictor
             self._stack.enter_context(unseen_dataset(model, self.space.name, self.space, norm))
             self._sample["dataset"] = self.space.name
         self.model = build_inference_model(cfg, model)

@@ -10,6 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import nn
 
 from ..data.mapper import EvaluationMapper
+from ..modeling.heads import registered_heads
 from ..modeling.norm import CHOICES, UnseenChoice, is_unseen, unseen_dataset
 from ..yaml_file import did_you_mean
 
@@ -48,7 +49,8 @@ def unseen_problems(cfg: CfgNode) -> Iterator[str]:
     choice, known = cfg.MODEL.DATASET_NORM.UNSEEN, [*CHOICES, *dict.fromkeys(trained)]
     if choice not in known:
         yield f"MODEL.DATASET_NORM.UNSEEN is {choice!r}: choose one of {known}{did_you_mean(choice, known)}"
-    needs_choice = cfg.MODEL.DATASET_NORM.ENABLED or cfg.MODEL.SEM_SEG_HEAD.NAME == "PerDatasetHead"
+    head = registered_heads().get(cfg.MODEL.SEM_SEG_HEAD.NAME)
+    needs_choice = cfg.MODEL.DATASET_NORM.ENABLED or not (head and head.scores_any_space)
     for name in cfg.DATASETS.TEST if choice == "error" and needs_choice else ():
         if name in registered and MetadataCatalog.get(name).dataset not in trained:
             yield (

@@ -26,7 +26,7 @@ def build_inference_model(cfg: CfgNode, model: nn.Module) -> AugmentedInference:
         scales=augment.SCALES if augment.ENABLED else (1.0,),
         flip=augment.FLIP if augment.ENABLED else False,
         window=cfg.TEST.SLIDING_WINDOW,
-        activation=getattr(head, "activation", "softmax"),
+        activation=head.activation,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import fvcore.nn.weight_init as weight_init
 import torch
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 
 __all__ = [
     "DECODER_REGISTRY",
+    "Decoder",
     "DeepLabV3PlusDecoder",
     "FPNDecoder",
     "PSPDecoder",
@@ -25,9 +27,23 @@ DECODER_REGISTRY = Registry("DECODER")
 DECODER_REGISTRY.__doc__ = """
 Decoders by name (``MODEL.SEM_SEG_HEAD.DECODER``), built as ``decoder(cfg, input_shape)``.
 
-A decoder maps the backbone's dict of features to (N, D, h, w). Attributes: ``in_features``, the names that it reads,
-and ``out_channels``, D.
+A decoder maps the backbone's dict of features to (N, D, h, w), see :class:`Decoder`.
 """
+
+
+class Decoder(nn.Module):
+    """Base of all decoders.
+
+    Attributes:
+        in_features: names of the features that it reads.
+        out_channels: D.
+        pools_globally: whether it averages whole images to one value per channel, which a plain batch norm cannot
+            normalise for one image alone (of the class: asked before a model is built).
+    """
+
+    in_features: list[str]
+    out_channels: int
+    pools_globally: ClassVar[bool] = False
 
 
 def build_decoder(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> nn.Module:
@@ -76,7 +92,7 @@ def _from_config(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
 
 
 @DECODER_REGISTRY.register()
-class PSPDecoder(nn.Module):
+class PSPDecoder(Decoder):
     """Pyramid pooling on the deepest feature: averages over 1, 2x2, 3x3 and 6x6 cells beside the feature itself.
 
     Args:
@@ -87,6 +103,8 @@ class PSPDecoder(nn.Module):
 
     Source: PSPNet (CVPR 2017), section 3.2.
     """
+
+    pools_globally = True
 
     @configurable
     def __init__(
@@ -132,7 +150,7 @@ class PSPDecoder(nn.Module):
 
 
 @DECODER_REGISTRY.register()
-class DeepLabV3PlusDecoder(nn.Module):
+class DeepLabV3PlusDecoder(Decoder):
     """Atrous pyramid (Detectron2's ``ASPP``) on the deepest feature, refined with the shallowest one.
 
     Args:
@@ -143,6 +161,8 @@ class DeepLabV3PlusDecoder(nn.Module):
 
     Source: DeepLabV3+ (ECCV 2018): dilations 6, 12, 18 at output stride 16, twice as much at 8; 48 low-level channels.
     """
+
+    pools_globally = True
 
     @configurable
     def __init__(
@@ -178,7 +198,7 @@ class DeepLabV3PlusDecoder(nn.Module):
 
 
 @DECODER_REGISTRY.register()
-class FPNDecoder(nn.Module):
+class FPNDecoder(Decoder):
     """Semantic FPN: every level brought to the finest resolution by convolutions and doublings, then summed.
 
     The levels of a pyramid (equally wide, as p2 to p5 of Detectron2's FPN) are used as they are; a plain backbone's get

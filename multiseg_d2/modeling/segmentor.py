@@ -14,7 +14,9 @@ from ..label_space import IGNORE, LabelSpace
 from .active import active_datasets
 from .batch import Batch, count_valid, group_by_dataset, pad_and_stack, runs
 from .catalog import requested_space
+from .heads import Head
 from .norm import apply_dataset_norm
+from .translate import StandIn
 
 __all__ = ["MultiDatasetSegmentor"]
 
@@ -28,18 +30,22 @@ class MultiDatasetSegmentor(nn.Module):
 
     Args:
         backbone: a Detectron2 backbone: (N, 3, H, W) -> features by name.
-        sem_seg_head: see :class:`multiseg_d2.modeling.heads.Head`.
+        sem_seg_head: the method.
         pixel_mean: per channel, in the order of ``INPUT.FORMAT``, on the scale 0 to 255.
         pixel_std: likewise.
+
+    Attributes:
+        stand_ins: what datasets that the model was not trained on use for the time being, see :mod:`.norm.unseen`.
     """
 
     @configurable
     def __init__(
-        self, *, backbone: nn.Module, sem_seg_head: nn.Module, pixel_mean: Sequence[float], pixel_std: Sequence[float]
+        self, *, backbone: nn.Module, sem_seg_head: Head, pixel_mean: Sequence[float], pixel_std: Sequence[float]
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.sem_seg_head = sem_seg_head
+        self.stand_ins: dict[str, StandIn] = {}
         # As in Detectron2 not part of the state dict: they are known from the config.
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
@@ -49,6 +55,9 @@ class MultiDatasetSegmentor(nn.Module):
         """Builds backbone and head, and gives their norms a branch per dataset where the config wants it."""
         backbone = build_backbone(cfg)
         head = build_sem_seg_head(cfg, backbone.output_shape())
+        if not isinstance(head, Head):
+            name = cfg.MODEL.SEM_SEG_HEAD.NAME
+            raise TypeError(f"MODEL.SEM_SEG_HEAD.NAME: {name} does not derive from multiseg_d2.modeling.Head")
         parts = apply_dataset_norm(cfg, nn.ModuleDict({"backbone": backbone, "sem_seg_head": head}))
         return {
             "backbone": parts["backbone"],
@@ -63,8 +72,12 @@ class MultiDatasetSegmentor(nn.Module):
         return self.pixel_mean.device
 
     def class_names(self) -> dict[str, list[str]]:
-        """Class names of each label space that the model knows, in local order: what a checkpoint is compared by."""
-        return {name: list(space.classes) for name, space in self.sem_seg_head.spaces.items()}
+        """Class names of each label space that the model knows, in local order: what a checkpoint is compared by.
+
+        With the key ``universal`` also those that the head scores inside, if these are others.
+        """
+        names = {name: list(space.classes) for name, space in self.sem_seg_head.spaces.items()}
+        return names | ({"universal": list(self.sem_seg_head.universal)} if self.sem_seg_head.universal else {})
 
     def forward(
         self, batched_inputs: list[dict], num_valid: Mapping[str, Tensor] | None = None
@@ -152,9 +165,14 @@ class MultiDatasetSegmentor(nn.Module):
         return results
 
     def _scores(self, samples: list[dict], space: LabelSpace) -> list[Tensor]:
-        batch = self.make_batch(samples, with_targets=False)
-        with active_datasets(batch.groups):
-            logits = self.sem_seg_head.logits(self.backbone(batch.images), space)  # (N, C, h, w)
+        batch, dataset = self.make_batch(samples, with_targets=False), samples[0]["dataset"]
+        stand_in = self.stand_ins.get(dataset)
+        with active_datasets(batch.groups, {dataset: stand_in.branches} if stand_in else None):
+            features = self.backbone(batch.images)
+            if stand_in is None:
+                logits = self.sem_seg_head.logits(features, space)  # (N, C, h, w)
+            else:
+                logits = stand_in.logits(self.sem_seg_head, features, space)
         padded, (height, width) = batch.images.shape[-2:], batch.image_sizes[0]
         if (height, width) != tuple(padded):
             logits = F.interpolate(logits.float(), size=padded, mode="bilinear", align_corners=False)

@@ -1,10 +1,10 @@
-"""Scores in the classes of an unseen dataset, out of the classifier of a trained one."""
+"""Scores in the classes of an unseen dataset, out of a trained one's: the only place where scores are translated."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from ..label_space import IGNORE, LabelSpace, remap
 from .catalog import UnknownLabelSpaceError
+from .heads import Head
 
-__all__ = ["best_covering", "translate_scores", "translated_scores"]
+__all__ = ["StandIn", "best_covering", "translate_scores"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,31 +44,34 @@ def translate_scores(logits: Tensor, table: np.ndarray, num_classes: int) -> Ten
     return result
 
 
-@contextmanager
-def translated_scores(head: nn.Module, donor: LabelSpace) -> Iterator[None]:
-    """Lets a head score label spaces that it does not know, by one that it knows.
+@dataclass(frozen=True)
+class StandIn:
+    """What scores the images of a dataset that a model was not trained on.
 
-    What the head can score by itself stays as it is.
-
-    Args:
-        head: changed inside the context.
-        donor: label space of the head that stands in.
+    Attributes:
+        donor: label space of the model whose scores are translated where the head cannot name the wanted classes.
+        branches: norm layer -> the branch that it uses; empty where all datasets share the norms.
     """
-    own, tables = head.logits, {}
 
-    def logits(features: dict[str, Tensor], space: LabelSpace) -> Tensor:
-        if space.name not in tables:
+    donor: LabelSpace
+    branches: Mapping[nn.Module, nn.Module] = field(default_factory=dict)
+    _tables: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def logits(self, head: Head, features: dict[str, Tensor], space: LabelSpace) -> Tensor:
+        """A head's scores in ``space``: its own where it has them, else those of the donor, translated.
+
+        Returns:
+            (N, C, h, w) logits of the C classes of ``space``.
+
+        Raises:
+            UnknownLabelSpaceError: no class of the donor is one of ``space``.
+        """
+        if space.name not in self._tables:
             try:
-                return own(features, space)
+                return head.logits(features, space)
             except UnknownLabelSpaceError:
-                tables[space.name] = _table(donor, space)
-        return translate_scores(own(features, donor), tables[space.name], space.num_classes)
-
-    head.logits = logits
-    try:
-        yield
-    finally:
-        del head.logits  # the class's own shows again
+                self._tables[space.name] = _table(self.donor, space)
+        return translate_scores(head.logits(features, self.donor), self._tables[space.name], space.num_classes)
 
 
 def best_covering(spaces: Mapping[str, LabelSpace], target: LabelSpace) -> str:

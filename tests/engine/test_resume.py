@@ -85,7 +85,7 @@ def test_resume_without_a_checkpoint_starts_at_step_0(tiny_train):
         (["DATASETS.TRAIN", "('tiny_b_train', 'tiny_a_train')"], "DATASETS.TRAIN: other order"),
         (["SOLVER.IMS_PER_BATCH", "4"], "IMS_PER_BATCH: 2 in the checkpoint, 4 in this run"),
         (["SEED", "8"], "seed: 7 in the checkpoint, 8 in this run"),
-        (["MODEL.SEM_SEG_HEAD.CONVS_DIM", "12"], "sem_seg_head.decoder"),
+        (["MODEL.SEM_SEG_HEAD.CONVS_DIM", "12"], "sem_seg_head.trunk.decoder"),
         (["SOLVER.HEAD_LR_FACTOR", "10.0"], "parameters are grouped differently"),
     ],
 )

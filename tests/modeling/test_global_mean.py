@@ -16,7 +16,7 @@ from torch import nn
 import multiseg_d2
 from multiseg_d2.label_space import LabelSpace
 from multiseg_d2.modeling import MultiDatasetSegmentor
-from multiseg_d2.modeling.heads import PerDatasetHead
+from multiseg_d2.modeling.heads import PerDatasetHead, Trunk
 
 
 class Backbone(nn.Module):
@@ -43,7 +43,8 @@ def make_model():
         return LabelSpace(name, names, np.zeros((count, 3), np.uint8), table, np.eye(count, dtype=bool))
 
     torch.manual_seed(0)
-    head = PerDatasetHead(decoder=Decoder(), label_spaces={"a": space("a", 3), "b": space("b", 4)}, dropout=0.0)
+    trunk = Trunk(decoder=Decoder(), dropout=0.0)
+    head = PerDatasetHead(trunk=trunk, label_spaces={"a": space("a", 3), "b": space("b", 4)})
     return MultiDatasetSegmentor(
         backbone=Backbone(), sem_seg_head=head, pixel_mean=[100.0] * 3, pixel_std=[50.0] * 3
     ).train()

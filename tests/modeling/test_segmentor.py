@@ -162,7 +162,7 @@ def test_norms_are_converted_everywhere(make_model):
     plain = make_model()
     assert len(norms) == sum(isinstance(m, torch.nn.BatchNorm2d) for m in plain.modules())
     assert all(m.datasets == ("alpha", "beta") for m in norms)
-    for part in ("backbone.stem", "backbone.res5", "sem_seg_head.decoder", "sem_seg_head.auxiliary"):
+    for part in ("backbone.stem", "backbone.res5", "sem_seg_head.trunk.decoder", "sem_seg_head.trunk.auxiliary"):
         assert any(isinstance(m, DatasetBatchNorm2d) for m in model.get_submodule(part).modules())
 
 

@@ -44,7 +44,7 @@ def test_counts_equal_those_of_every_convolution_that_runs(tool):
     model([{"image": torch.zeros(3, 64, 96, dtype=torch.uint8), "dataset": "camvid"}])
     assert sum(parts.values()) == sum(seen)
     assert parts["sem_seg_head.classifiers.camvid"] == 32 * 11 * 8 * 12
-    assert {"backbone.stem", "backbone.res5", "sem_seg_head.decoder"} <= set(parts)
+    assert {"backbone.stem", "backbone.res5", "sem_seg_head.trunk"} <= set(parts)
     assert "(elsewhere)" not in parts
     assert "max_pool2d_with_indices" in others and "convolution" not in others
 

@@ -13,82 +13,68 @@ from torch.nn import functional as F
 from ...label_space import LabelSpace
 from ..batch import Batch
 from ..catalog import UnknownLabelSpaceError, training_datasets, training_spaces
-from ..decoders import build_decoder, conv_norm_relu
 from ..losses import pixel_cross_entropy
+from .head import Head
+from .trunk import Trunk
 
 __all__ = ["PerDatasetHead"]
 
-#: Feature that the auxiliary loss reads, as in PSPNet.
-AUXILIARY_FEATURE = "res4"
-
 
 @SEM_SEG_HEADS_REGISTRY.register()
-class PerDatasetHead(nn.Module):
+class PerDatasetHead(Head):
     """Scores each dataset's images in its own label space by a 1x1 classifier of its own.
 
     Losses: ``loss_<dataset>`` and, with an auxiliary branch, ``loss_aux_<dataset>`` for every dataset of the batch.
 
     Args:
-        decoder: features -> (N, D, h, w), shared by all datasets.
+        trunk: decoder, dropout and auxiliary branch, shared by all datasets.
         label_spaces: for each dataset the space that its labels are in, in the order of training.
         loss_weights: w^i of each dataset; 1 where missing.
         share_classifiers: datasets with equal class lists have one classifier.
-        dropout: probability of dropping a channel before the classifiers.
-        auxiliary: features -> (N, D', h', w') for the auxiliary loss, or None.
-        auxiliary_weight: factor of the auxiliary losses.
 
-    Source: CDCL (AAAI 2022): loss and alternation; PSPNet (CVPR 2017): auxiliary loss.
+    Source: CDCL (AAAI 2022): loss and alternation.
     """
 
     @configurable
     def __init__(
         self,
         *,
-        decoder: nn.Module,
+        trunk: Trunk,
         label_spaces: Mapping[str, LabelSpace],
         loss_weights: Mapping[str, float] | None = None,
         share_classifiers: bool = False,
-        dropout: float = 0.1,
-        auxiliary: nn.Module | None = None,
-        auxiliary_weight: float = 0.4,
     ) -> None:
-        super().__init__()
-        self.datasets = tuple(label_spaces)
-        self.spaces = {space.name: space for space in label_spaces.values()}
-        self.space_of = {dataset: space.name for dataset, space in label_spaces.items()}
+        super().__init__(label_spaces)
         self.classifier_of = _classifier_keys(self.spaces, share_classifiers)
         self.loss_weights = {dataset: float((loss_weights or {}).get(dataset, 1.0)) for dataset in self.datasets}
-        self.decoder, self.dropout = decoder, nn.Dropout2d(dropout)
-        self.classifiers = self._classifiers(decoder.out_channels)
-        self.auxiliary, self.auxiliary_weight = auxiliary, auxiliary_weight
-        self.auxiliary_classifiers = None if auxiliary is None else self._classifiers(auxiliary.out_channels)
+        self.trunk = trunk
+        self.classifiers = self._classifiers(trunk.out_channels)
+        side = trunk.auxiliary
+        self.auxiliary_classifiers = None if side is None else self._classifiers(side.out_channels)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
         """Arguments by ``MODEL.SEM_SEG_HEAD`` and the label spaces of ``DATASETS.TRAIN``."""
         keys = cfg.MODEL.SEM_SEG_HEAD
         return {
-            "decoder": build_decoder(cfg, input_shape),
+            "trunk": Trunk(cfg, input_shape),
             "label_spaces": training_spaces(cfg),
             "loss_weights": _loss_weights(training_datasets(cfg), keys.DATASET_LOSS_WEIGHTS),
             "share_classifiers": keys.SHARE_CLASSIFIERS,
-            "dropout": keys.DROPOUT,
-            "auxiliary": AuxiliaryBranch(cfg, input_shape) if keys.AUX_LOSS_WEIGHT > 0 else None,
-            "auxiliary_weight": keys.AUX_LOSS_WEIGHT,
         }
 
     def losses(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """L = sum_i w^i (CE_i + a CE_i^aux), each a mean over dataset i's labelled pixels; see :class:`.Head`."""
-        losses = self._losses("loss_", self.decoder(features), self.classifiers, batch, 1.0)
-        if self.auxiliary is not None:
-            decoded = self.auxiliary(features)
-            losses |= self._losses("loss_aux_", decoded, self.auxiliary_classifiers, batch, self.auxiliary_weight)
+        losses = self._losses("loss_", self.trunk(features), self.classifiers, batch, 1.0)
+        if self.auxiliary_classifiers is not None:
+            side, weight = self.trunk.auxiliary_features(features), self.trunk.auxiliary_weight
+            losses |= self._losses("loss_aux_", side, self.auxiliary_classifiers, batch, weight)
         return losses
 
     def _losses(
         self, prefix: str, decoded: Tensor, classifiers: nn.ModuleDict, batch: Batch, factor: float
     ) -> dict[str, Tensor]:
-        decoded, losses = self.dropout(decoded), {}  # (N, D, h, w)
+        losses = {}
         for dataset, images in batch.slices().items():
             classifier = classifiers[self.classifier_of[self.space_of[dataset]]]
             targets = batch.targets[images]  # (N_i, H, W)
@@ -101,7 +87,7 @@ class PerDatasetHead(nn.Module):
     def logits(self, features: dict[str, Tensor], space: LabelSpace) -> Tensor:
         """Scores by the classifier of a label space, see :class:`.Head`."""
         classifier = self.classifiers[self.classifier_key(space)]
-        return classifier(self.dropout(self.decoder(features)))
+        return classifier(self.trunk(features))
 
     def classifier_key(self, space: LabelSpace) -> str:
         """Which classifier scores in a label space. Override it to let unseen datasets in.
@@ -130,40 +116,6 @@ class PerDatasetHead(nn.Module):
             nn.init.zeros_(conv.bias)
             classifiers[key] = conv
         return classifiers
-
-
-class AuxiliaryBranch(nn.Module):
-    """3x3 convolution, norm and ReLU on res4, for deep supervision.
-
-    Args:
-        input_shape: shapes of the backbone's features.
-        channels: width of the output.
-        norm: name of the norm.
-
-    Raises:
-        ValueError: the backbone does not give res4.
-    """
-
-    @configurable
-    def __init__(self, input_shape: dict[str, ShapeSpec], *, channels: int, norm: str) -> None:
-        super().__init__()
-        if AUXILIARY_FEATURE not in input_shape:
-            raise ValueError(
-                f"the auxiliary loss reads {AUXILIARY_FEATURE}, but the backbone gives {list(input_shape)}: add it to "
-                "MODEL.RESNETS.OUT_FEATURES, or set MODEL.SEM_SEG_HEAD.AUX_LOSS_WEIGHT to 0"
-            )
-        self.out_channels = channels
-        self.conv = conv_norm_relu(input_shape[AUXILIARY_FEATURE].channels, channels, 3, norm)
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
-        """Arguments by ``MODEL.SEM_SEG_HEAD``."""
-        keys = cfg.MODEL.SEM_SEG_HEAD
-        return {"input_shape": input_shape, "channels": keys.CONVS_DIM, "norm": keys.NORM}
-
-    def forward(self, features: dict[str, Tensor]) -> Tensor:
-        """(N, D', h, w) at the resolution of res4."""
-        return self.conv(features[AUXILIARY_FEATURE])
 
 
 def _classifier_keys(spaces: Mapping[str, LabelSpace], share: bool) -> dict[str, str]:

@@ -13,7 +13,7 @@ from ...label_space import LabelSpace
 from .conversion import dataset_norms
 from .dataset_norm import DatasetBatchNorm2d
 
-__all__ = ["InputStatistics", "branch_distances", "divergence", "forward_as", "own_space"]
+__all__ = ["InputStatistics", "branch_distances", "divergence", "forward_as"]
 
 #: Images of equal size that are put through the network together.
 _CHUNK = 4
@@ -117,7 +117,7 @@ def forward_as(model: nn.Module, samples: Sequence[dict], dataset: str, space: L
         dataset: whose branches to use.
         space: whose classes to score; default: the dataset's own.
     """
-    space = own_space(model, dataset) if space is None else space
+    space = model.sem_seg_head.own_space(dataset) if space is None else space
     by_size: dict[tuple[int, ...], list[dict]] = {}
     for sample in samples:
         image = sample["image"]
@@ -126,9 +126,3 @@ def forward_as(model: nn.Module, samples: Sequence[dict], dataset: str, space: L
     for alike in by_size.values():
         for start in range(0, len(alike), _CHUNK):
             model(alike[start : start + _CHUNK])
-
-
-def own_space(model: nn.Module, dataset: str) -> LabelSpace:
-    """Label space in which a segmentor was trained on a dataset."""
-    head = model.sem_seg_head
-    return head.spaces[getattr(head, "space_of", {}).get(dataset, dataset)]

@@ -19,10 +19,10 @@ from torch import nn
 
 from ...label_space import LabelSpace
 from ...yaml_file import did_you_mean
-from ..translate import best_covering, translated_scores
+from ..translate import StandIn, best_covering
 from .conversion import dataset_norms
 from .dataset_norm import DatasetBatchNorm2d, DatasetBranchError
-from .statistics import InputStatistics, branch_distances, forward_as, own_space
+from .statistics import InputStatistics, branch_distances, forward_as
 
 __all__ = ["CHOICES", "UnseenChoice", "average_branch", "is_unseen", "unseen_dataset"]
 
@@ -61,7 +61,7 @@ def unseen_dataset(
     """Makes a model usable on a dataset that it was not trained on, inside the context; then it is as before.
 
     Args:
-        model: a segmentor.
+        model: a segmentor; what the dataset uses is put into its ``stand_ins``.
         dataset: name of the dataset. For one that the model was trained on, nothing is done.
         space: its label space.
         choice: one of :data:`CHOICES`, or the name of a trained dataset.
@@ -79,7 +79,7 @@ def unseen_dataset(
         yield None  # the norms are shared, and whether the classifier can name the classes is for the head to say
         return
     _check(dataset, choice, trained, bool(samples) or not layers)
-    was_training = model.training
+    own_space, was_training = model.sem_seg_head.own_space, model.training
     model.eval()
     try:
         if choice in trained:
@@ -88,21 +88,20 @@ def unseen_dataset(
             distances = branch_distances(model, samples)
             donor = min(distances, key=distances.get)
         else:  # one batch norm for all: only the classifier is open
-            donor, distances = best_covering({name: own_space(model, name) for name in trained}, space), {}
-        norm = "shared by all datasets"
-        if layers:
-            norm = _add_branches(model, dataset, donor, choice, samples)
-        with translated_scores(model.sem_seg_head, own_space(model, donor)):
-            result = UnseenChoice(dataset, norm, donor, distances)
-            logger.info("%s was not trained on: norm %s, classifier of %s", dataset, norm, donor)
-            if distances:
-                logger.info("distances: %s", ", ".join(f"{k} {v:.3f}" for k, v in distances.items()))
-            model.train(was_training)
-            yield result
+            donor, distances = best_covering({name: own_space(name) for name in trained}, space), {}
+        branches, norm = _branches(layers, donor, choice)
+        model.stand_ins[dataset] = StandIn(own_space(donor), branches)
+        if choice == "reestimate" and layers:
+            _reestimate(model, dataset, donor, samples)
+            norm += f", statistics of {len(samples)} of its own images"
+        result = UnseenChoice(dataset, norm, donor, distances)
+        logger.info("%s was not trained on: norm %s, classifier of %s", dataset, norm, donor)
+        if distances:
+            logger.info("distances: %s", ", ".join(f"{k} {v:.3f}" for k, v in distances.items()))
+        model.train(was_training)
+        yield result
     finally:
-        for layer in layers:
-            if dataset in layer.branches:
-                del layer.branches[dataset]
+        model.stand_ins.pop(dataset, None)
         model.train(was_training)
 
 
@@ -121,19 +120,15 @@ def _check(dataset: str, choice: str, trained: Sequence[str], has_images: bool) 
         raise DatasetBranchError(f"MODEL.DATASET_NORM.UNSEEN {choice!r} looks at images of {dataset!r}, and got none")
 
 
-def _add_branches(model: nn.Module, dataset: str, donor: str, choice: str, samples: Sequence[dict]) -> str:
-    """Gives every layer a branch for the dataset; returns what it is, in words."""
-    for _, layer in dataset_norms(model):
-        if choice == "average":
-            layer.branches[dataset] = average_branch(layer)
-        else:
-            layer.add_branch(dataset, donor)
-    if choice == "reestimate":
-        _reestimate(model, dataset, donor, samples)
-        return f"of {donor}, statistics of {len(samples)} of its own images"
+def _branches(layers: Sequence[DatasetBatchNorm2d], donor: str, choice: str) -> tuple[dict[nn.Module, nn.Module], str]:
+    """The branch that every layer uses, and what it is, in words."""
+    if not layers:
+        return {}, "shared by all datasets"
     if choice == "average":
-        return f"average of {', '.join(model.sem_seg_head.datasets)}"
-    return f"of {donor}"
+        return {layer: average_branch(layer) for layer in layers}, f"average of {', '.join(layers[0].datasets)}"
+    if choice == "reestimate":  # copies, to be changed
+        return {layer: copy.deepcopy(layer.branches[donor]) for layer in layers}, f"of {donor}"
+    return {layer: layer.branches[donor] for layer in layers}, f"of {donor}"
 
 
 @torch.no_grad()
@@ -155,26 +150,26 @@ def average_branch(layer: DatasetBatchNorm2d) -> nn.BatchNorm2d:
 
 
 def _reestimate(model: nn.Module, dataset: str, donor: str, samples: Sequence[dict]) -> None:
-    """Replaces a branch's running statistics by those of images that are themselves normalised by their statistics.
+    """Replaces the running statistics of branches by those of images that are normalised by their own statistics.
 
     What is stored is pooled over all images, so the variance between them is in it. A batch with one value per channel
     (a pooled pyramid level of a single image) cannot be normalised by itself: there the donor's statistics serve.
     """
-    layers = dict(dataset_norms(model))
+    layers, branches = dict(dataset_norms(model)), model.stand_ins[dataset].branches
 
     def choose_mode(layer: DatasetBatchNorm2d, inputs: tuple[torch.Tensor, ...]) -> None:
-        layer.branches[dataset].train(inputs[0].numel() // inputs[0].shape[1] > 1)
+        branches[layer].train(inputs[0].numel() // inputs[0].shape[1] > 1)
 
     handles = [layer.register_forward_pre_hook(choose_mode) for layer in layers.values()]
     statistics = InputStatistics(model)
     try:
         with statistics.open():
-            forward_as(model, samples, dataset, own_space(model, donor))
+            forward_as(model, samples, dataset, model.sem_seg_head.own_space(donor))
     finally:
         for handle in handles:
             handle.remove()
     for path, layer in layers.items():
-        branch, old = layer.branches[dataset].eval(), layer.branches[donor]
+        branch, old = branches[layer].eval(), layer.branches[donor]
         mean, var = statistics.gaussians().get(path, (old.running_mean, old.running_var))
         branch.running_mean.copy_(mean)
         branch.running_var.copy_(var)

@@ -45,8 +45,8 @@ def test_losses_by_hand(make_model, two_datasets):
         labels = torch.stack([s["sem_seg"] for s in samples])
         features = model.backbone(images)
         for prefix, decoded, classifiers, factor in (
-            ("loss_", head.decoder(features), head.classifiers, weight),
-            ("loss_aux_", head.auxiliary(features), head.auxiliary_classifiers, 0.4 * weight),
+            ("loss_", head.trunk.decoder(features), head.classifiers, weight),
+            ("loss_aux_", head.trunk.auxiliary(features), head.auxiliary_classifiers, 0.4 * weight),
         ):
             logits = F.interpolate(classifiers[dataset](decoded), size=(48, 64), mode="bilinear", align_corners=False)
             expected[prefix + dataset] = factor * loop_loss(logits, labels)
