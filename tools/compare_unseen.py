@@ -20,7 +20,6 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import inference_on_dataset
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -28,8 +27,7 @@ from torch import nn
 
 from multiseg_d2.atomic_file import write_atomically
 from multiseg_d2.engine import Trainer, argument_parser, load_weights, setup
-from multiseg_d2.engine.unseen import ready_for
-from multiseg_d2.modeling.augmented import build_inference_model
+from multiseg_d2.engine.dataset_pass import run_over
 from multiseg_d2.modeling.norm.unseen import CHOICES, is_unseen
 
 
@@ -67,10 +65,9 @@ def evaluate(cfg: CfgNode, model: nn.Module, name: str, choice: str) -> dict[str
     cfg.MODEL.DATASET_NORM.UNSEEN = choice
     cfg.OUTPUT_DIR = str(Path(cfg.OUTPUT_DIR, f"unseen_{choice}"))
     evaluator = Trainer.build_evaluator(cfg, name)
-    with ready_for(cfg, model, name) as chosen:
-        scores = inference_on_dataset(
-            build_inference_model(cfg, model), Trainer.build_test_loader(cfg, name), evaluator
-        )["sem_seg"]
+    choices: list[Any] = []
+    scores = run_over(cfg, model, name, evaluator, on_ready=choices.append)["sem_seg"]
+    (chosen,) = choices
     row = {"dataset": name, "choice": choice, "norm": chosen.norm, "classifier": chosen.classifier}
     numbers = {key: scores[key] for key in ("mIoU", "fwIoU", "pACC")}
     return {**row, **numbers, "distances": chosen.distances}

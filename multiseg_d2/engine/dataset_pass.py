@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ from torch import nn
 
 from ..data import loader
 from ..modeling.augmented import build_inference_model
+from ..modeling.norm import UnseenChoice
 from .ranks import broadcast, unwrapped
 from .signals import leave_if_asked
 from .unseen import ready_for
@@ -43,6 +44,7 @@ def run_over(
     batches: PassLoader | None = None,
     views: bool = True,
     amp_dtype: torch.dtype | None = None,
+    on_ready: Callable[[UnseenChoice | None], object] = lambda _choice: None,
 ) -> Any:
     """Shows every image of a catalog entry to a model, and image and scores to an evaluator.
 
@@ -60,6 +62,7 @@ def run_over(
         batches: instead of the entry's test loader.
         views: score by the scales, mirrored images and windows of ``TEST``; False = one plain pass per image.
         amp_dtype: ``torch.bfloat16`` or ``torch.float16`` for autocast; None = full precision.
+        on_ready: told, before the first image, what was chosen for a dataset that the model was not trained on.
 
     Returns:
         What ``evaluate()`` returns, {} in place of None.
@@ -72,7 +75,8 @@ def run_over(
     batches = loader.build_test_loader(cfg, entry) if batches is None else batches
     shown = build_inference_model(cfg, plain) if views else plain
     device_type = next(plain.parameters()).device.type
-    with ready_for(cfg, plain, entry), evaluating(shown), torch.no_grad():
+    with ready_for(cfg, plain, entry) as choice, evaluating(shown), torch.no_grad():
+        on_ready(choice)
         evaluator.reset()
         progress = _Progress(entry, len(batches))
         rest = iter(batches)

@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -153,6 +154,21 @@ def ordered_faults() -> dict[int, list]:
     return faults
 
 
+def is_ordered(what: str) -> bool:
+    """Whether this process has a fault on order that no step brings about."""
+    for order in os.environ.get("TINY_FAULT", "").split(","):
+        name, _step, rank = (*order.split("@"), "0", "0")[:3]
+        if name == what and int(rank) == comm.get_rank():
+            return True
+    return False
+
+
+def terminate_at_exit() -> None:
+    """A second SIGTERM while the interpreter shuts down."""
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.05)
+
+
 class RecordingLoader:
     """A training loader with the faults that are on order, and a record of what it gave."""
 
@@ -193,7 +209,7 @@ class FaultyTrainer(Trainer):
 
     @classmethod
     def test(cls, cfg, model, evaluators=None):
-        if "term_in_test" in os.environ.get("TINY_FAULT", ""):
+        if is_ordered("term_in_test"):
             os.kill(os.getpid(), signal.SIGTERM)
         return super().test(cfg, model, evaluators)
 
@@ -207,7 +223,11 @@ def run(argv: list[str]) -> int:
 
 
 def main(args) -> object:
-    return train_net.main(args)
+    try:
+        return train_net.main(args)
+    finally:
+        if is_ordered("term_at_exit"):
+            terminate_at_exit()
 
 
 def run_redirected(argv: list[str], environment: dict[str, str], log: str) -> None:
