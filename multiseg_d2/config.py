@@ -44,10 +44,9 @@ def add_multiseg_config(cfg: CN) -> None:
     cfg.INPUT.COLOR_JITTER = 0.0
 
     # ---- Model ---------------------------------------------------------------------------------------------------
-    # Output stride of build_dilated_resnet_backbone: 8 (stages 4 and 5 dilated) or 16 (stage 5 dilated) or 32 (none).
+    # Output stride of build_dilated_resnet_backbone and build_deep_stem_resnet_backbone (three 3x3 convolutions instead
+    # of one 7x7, as PSPNet has): 8 (stages 4 and 5 dilated) or 16 (stage 5 dilated) or 32 (none).
     cfg.MODEL.RESNETS.OUTPUT_STRIDE = 8
-    # Three 3x3 convolutions (64, 64, 128) instead of one 7x7 in the stem, as PSPNet has.
-    cfg.MODEL.RESNETS.DEEP_STEM = False
     # Decoder shared by all datasets, by registered name: PSPDecoder, DeepLabV3PlusDecoder, FPNDecoder.
     # Its width is Detectron2's MODEL.SEM_SEG_HEAD.CONVS_DIM.
     cfg.MODEL.SEM_SEG_HEAD.DECODER = "PSPDecoder"
@@ -83,8 +82,6 @@ def add_multiseg_config(cfg: CN) -> None:
     cfg.SOLVER.HEAD_LR_FACTOR = 1.0
     # "bfloat16" or "float16"; switched on by Detectron2's SOLVER.AMP.ENABLED, on CPU and GPU.
     cfg.SOLVER.AMP.DTYPE = "bfloat16"
-    # Channels-last memory format of the model and the images.
-    cfg.SOLVER.CHANNELS_LAST = False
     # "fused": one pass over all datasets of a step; "sequential": one pass per dataset, gradients accumulated (same
     # gradients, less memory); "per_entry": one pass per entry of DATASETS.TRAIN, unlabelled ones in chunks of
     # IMS_PER_BATCH images.

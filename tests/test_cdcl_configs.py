@@ -164,7 +164,8 @@ def test_recipe_of_the_specification():
     assert (solver.BASE_LR, solver.LR_SCHEDULER_NAME, solver.POLY_LR_POWER) == (0.01, "WarmupPolyLR", 0.9)
     assert (solver.IMS_PER_BATCH, solver.MAX_ITER, solver.WARMUP_ITERS) == (8, 40000, 0)
     assert (cfg.DATALOADER.SCHEDULE, cfg.DATALOADER.INTERVAL) == ("alternation", 1)
-    assert (backbone.OUTPUT_STRIDE, backbone.DEEP_STEM, backbone.NORM) == (8, True, "SyncBN")
+    assert (backbone.OUTPUT_STRIDE, backbone.NORM) == (8, "SyncBN")
+    assert cfg.MODEL.BACKBONE.NAME == "build_deep_stem_resnet_backbone"
     assert (head.DECODER, head.CONVS_DIM, head.DROPOUT, head.AUX_LOSS_WEIGHT) == ("PSPDecoder", 128, 0.1, 0.4)
     assert list(cfg.INPUT.CROP.SIZE) == [512, 512] and tuple(cfg.INPUT.SCALE_RANGE) == (0.7, 2.1, 0.1)
     assert config(str(CDCL / "cs_bdd_r101.yaml")).MODEL.SEM_SEG_HEAD.CONVS_DIM == 512

@@ -170,8 +170,9 @@ def paper_config(depth: int, width: int, deep_stem: bool) -> CfgNode:
     """PSPNet on Cityscapes' 19 classes."""
     cfg = load_config()
     cfg.merge_from_list(
-        ["MODEL.META_ARCHITECTURE", "MultiDatasetSegmentor", "MODEL.BACKBONE.NAME", "build_dilated_resnet_backbone"]
-        + ["MODEL.BACKBONE.FREEZE_AT", 0, "MODEL.RESNETS.DEPTH", depth, "MODEL.RESNETS.DEEP_STEM", deep_stem]
+        ["MODEL.META_ARCHITECTURE", "MultiDatasetSegmentor"]
+        + ["MODEL.BACKBONE.NAME", f"build_{'deep_stem' if deep_stem else 'dilated'}_resnet_backbone"]
+        + ["MODEL.BACKBONE.FREEZE_AT", 0, "MODEL.RESNETS.DEPTH", depth]
         + ["MODEL.RESNETS.NORM", "BN", "MODEL.RESNETS.STRIDE_IN_1X1", False]
         + ["MODEL.RESNETS.OUT_FEATURES", ["res4", "res5"], "MODEL.SEM_SEG_HEAD.IN_FEATURES", ["res5"]]
         + ["MODEL.SEM_SEG_HEAD.NAME", "PerDatasetHead", "MODEL.SEM_SEG_HEAD.CONVS_DIM", width]

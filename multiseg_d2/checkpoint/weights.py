@@ -282,7 +282,7 @@ def _check_fit(weights: PretrainedWeights, found: dict[str, Tensor], shapes: dic
     if other:
         raise CheckpointError(
             f"{weights.path} is another network's: {len(other)} of {len(found)} tensors have other shapes, first "
-            f"{other[0]}. Compare MODEL.RESNETS.DEPTH, DEEP_STEM and the widths with the file."
+            f"{other[0]}. Compare MODEL.RESNETS.DEPTH, the stem (MODEL.BACKBONE.NAME) and the widths with the file."
         )
 
 

@@ -21,7 +21,7 @@ MODES = {
     "shared norm, sequential": ["MODEL.DATASET_NORM.ENABLED", "False", "SOLVER.STEP_MODE", "sequential"],
     "AdamW, cosine": ["SOLVER.OPTIMIZER", "AdamW", "SOLVER.BASE_LR", "0.001"]
     + ["SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "SOLVER.WARMUP_ITERS", "3"],
-    "bfloat16, clipped, channels last": ["SOLVER.AMP.ENABLED", "True", "SOLVER.CHANNELS_LAST", "True"]
+    "bfloat16, clipped": ["SOLVER.AMP.ENABLED", "True"]
     + ["SOLVER.CLIP_GRADIENTS.ENABLED", "True", "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "full_model"],
     "float16": ["SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "float16"],
 }

@@ -11,6 +11,7 @@ import tiny_run
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.engine import DefaultTrainer, HookBase
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils.events import EventStorage
 from run_state import assert_same, drawn, final_state
 
@@ -19,6 +20,7 @@ from multiseg_d2.checkpoint.resume import ResumeError
 from multiseg_d2.engine import Trainer
 from multiseg_d2.engine.hooks import flat_numbers
 from multiseg_d2.engine.signals import EXIT_STOPPED
+from multiseg_d2.modeling.heads import PerDatasetHead
 
 TEST = ["DATASETS.TEST", "('tiny_a_val', 'tiny_b_val')"]
 
@@ -207,3 +209,29 @@ def test_the_first_weights_depend_on_the_seed_only(tiny_cfg):
 def test_flat_numbers():
     results = {"a_val": {"sem_seg": {"mIoU": 3, "IoU-x": math.nan, "name": "x", "on": True}}, "b_val": {}}
     assert dict(flat_numbers(results)) == {"a_val/sem_seg/mIoU": 3.0}
+
+
+def test_a_head_may_look_at_data_once_before_the_first_step(tiny_cfg, monkeypatch):
+    prepared = []
+
+    def prepare(head, run_over):
+        prepared.append((run_over("tiny_a_train", Counting()), head.training))
+
+    monkeypatch.setattr(PerDatasetHead, "prepare", prepare)
+    Trainer(tiny_cfg("SOLVER.MAX_ITER", "1")).train()
+    assert prepared == [({"images": 5}, True)]
+    again = Trainer(tiny_cfg("SOLVER.MAX_ITER", "2"))
+    again.resume_or_load(resume=True)
+    again.train()
+    assert again.start_iter == 1 and len(prepared) == 1
+
+
+class Counting(DatasetEvaluator):
+    def reset(self):
+        self.images = 0
+
+    def process(self, inputs, outputs):
+        self.images += len(inputs)
+
+    def evaluate(self):
+        return {"images": self.images}

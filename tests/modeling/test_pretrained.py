@@ -194,7 +194,7 @@ def test_weights_reach_the_network_inside_an_fpn(make_model, tmp_path):
     ids=["PSPNet", "v1c"],
 )
 def test_deep_stem_names(make_model, tmp_path, names):
-    model = make_model("MODEL.RESNETS.DEEP_STEM", True)
+    model = make_model("MODEL.BACKBONE.NAME", "build_deep_stem_resnet_backbone")
     own = {k: torch.rand_like(v, dtype=torch.float) for k, v in model.backbone.state_dict().items() if "stem" in k}
     state = {"layer1.0.conv2.weight": torch.rand(64, 64, 3, 3)}  # what tells the format
     for theirs, mine in names.items():

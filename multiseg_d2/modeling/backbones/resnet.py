@@ -10,7 +10,7 @@ from detectron2.modeling.backbone.resnet import BasicStem, BottleneckBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["DeepStem", "DilatedBasicBlock", "build_dilated_resnet_backbone"]
+__all__ = ["DeepStem", "DilatedBasicBlock", "build_deep_stem_resnet_backbone", "build_dilated_resnet_backbone"]
 
 #: Blocks of res2 to res5.
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -76,18 +76,29 @@ class DeepStem(CNNBlockBase):
 def build_dilated_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
     """A ResNet whose last stages keep their resolution, from ``MODEL.RESNETS``.
 
-    ``DEPTH`` and ``OUTPUT_STRIDE`` choose the network, ``DEEP_STEM`` the stem (twice ``STEM_OUT_CHANNELS`` wide).
+    ``DEPTH`` and ``OUTPUT_STRIDE`` choose the network.
     ``NORM``, ``STRIDE_IN_1X1``, ``NUM_GROUPS``, ``WIDTH_PER_GROUP``, ``RES2_OUT_CHANNELS`` (50 and deeper),
     ``OUT_FEATURES`` and ``MODEL.BACKBONE.FREEZE_AT`` mean what they mean for Detectron2's ``build_resnet_backbone``.
 
     Raises:
         ValueError: an unknown depth or output stride, or keys that this network has no use for.
     """
+    return _resnet(cfg, input_shape, BasicStem, cfg.MODEL.RESNETS.STEM_OUT_CHANNELS)
+
+
+@BACKBONE_REGISTRY.register()
+def build_deep_stem_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
+    """:func:`build_dilated_resnet_backbone` with three 3x3 convolutions in the stem, twice ``STEM_OUT_CHANNELS`` wide.
+
+    Source: Zhao et al., Pyramid Scene Parsing Network (CVPR 2017), released models.
+    """
+    return _resnet(cfg, input_shape, DeepStem, 2 * cfg.MODEL.RESNETS.STEM_OUT_CHANNELS)
+
+
+def _resnet(cfg: CfgNode, input_shape: ShapeSpec, stem_class: type[CNNBlockBase], stem_width: int) -> ResNet:
     keys = cfg.MODEL.RESNETS
     _check(keys)
     basic, norm = keys.DEPTH < 50, keys.NORM
-    stem_width = keys.STEM_OUT_CHANNELS * (2 if keys.DEEP_STEM else 1)
-    stem_class = DeepStem if keys.DEEP_STEM else BasicStem
     stem = stem_class(in_channels=input_shape.channels, out_channels=stem_width, norm=norm)
     in_channels, out_channels = stem_width, 64 if basic else keys.RES2_OUT_CHANNELS
     stages = []

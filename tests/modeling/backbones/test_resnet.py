@@ -82,7 +82,7 @@ def test_shapes_are_as_announced(make_cfg, depth, output_stride, strides):
 
 
 def test_deep_stem(make_cfg):
-    backbone = build(make_cfg, "MODEL.RESNETS.DEEP_STEM", True)
+    backbone = build(make_cfg, "MODEL.BACKBONE.NAME", "build_deep_stem_resnet_backbone")
     shapes = {k: tuple(v.shape) for k, v in backbone.state_dict().items() if k.startswith("stem.conv") and v.dim() == 4}
     assert shapes == {
         "stem.conv1.weight": (64, 3, 3, 3),

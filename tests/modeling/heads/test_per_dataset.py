@@ -63,7 +63,7 @@ def test_every_parameter_gets_a_gradient(make_model, make_sample):
             "MODEL.SEM_SEG_HEAD.IN_FEATURES",
             ["res2", "res3", "res4", "res5"],
         ),
-        ("MODEL.RESNETS.DEEP_STEM", True, "MODEL.DATASET_NORM.ENABLED", True),
+        ("MODEL.BACKBONE.NAME", "build_deep_stem_resnet_backbone", "MODEL.DATASET_NORM.ENABLED", True),
     ):
         model = make_model(*NO_DROPOUT, *options)
         batch = [make_sample(i, dataset) for dataset in ("alpha", "beta") for i in range(3)]
