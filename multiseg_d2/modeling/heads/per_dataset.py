@@ -8,12 +8,11 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ...label_space import LabelSpace
 from ..batch import Batch
 from ..catalog import UnknownLabelSpaceError, training_datasets, training_spaces
-from ..losses import pixel_cross_entropy
+from ..losses import cross_entropy
 from .head import Head
 from .trunk import Trunk
 
@@ -77,10 +76,8 @@ class PerDatasetHead(Head):
         losses = {}
         for dataset, images in batch.slices().items():
             classifier = classifiers[self.classifier_of[self.space_of[dataset]]]
-            targets = batch.targets[images]  # (N_i, H, W)
-            logits = classifier(decoded[images]).float()  # (N_i, C_i, h, w); the sum over pixels is in float32
-            logits = F.interpolate(logits, size=targets.shape[-2:], mode="bilinear", align_corners=False)
-            loss = pixel_cross_entropy(logits, targets, batch.num_valid.get(dataset))
+            logits, targets = classifier(decoded[images]), batch.targets[images]  # (N_i, C_i, h, w), (N_i, H, W)
+            loss = cross_entropy(logits, targets, divisor=batch.num_valid.get(dataset))
             losses[prefix + dataset] = loss * (factor * self.loss_weights[dataset])
         return losses
 
