@@ -26,9 +26,8 @@ class Batch:
         image_sizes: (height, width) of each image before padding.
         inputs: the samples in batch order; weak labels and names ride along in them.
         num_valid: labelled pixels per dataset in the whole step (in all its passes), scalar float tensors, *averaged
-            over the processes*: the local sum of a
-            per-pixel loss divided by it has, after the mean of gradients over processes, the gradient of the mean over
-            all labelled pixels of all processes.
+            over the processes*: the local sum of a per-pixel loss divided by it has, after the mean of gradients over
+            processes, the gradient of the mean over all labelled pixels of all processes.
     """
 
     images: Tensor
@@ -54,17 +53,47 @@ class Batch:
             start += count
         return slices
 
-    def stack(self, key: str, fill: float) -> Tensor:
+    def content(self) -> Tensor:
+        """(N, H, W) bool: where the images are real, not padding of the batch or of the samples."""
+        result = torch.zeros(len(self), *self.images.shape[-2:], dtype=torch.bool, device=self.images.device)
+        for mask, (height, width), sample in zip(result, self.image_sizes, self.inputs):
+            real = sample.get("content")
+            mask[:height, :width] = True if real is None else real.to(mask.device, non_blocking=True)
+        return result
+
+    def stack(self, key: str, fill: float, images: slice = slice(None)) -> Tensor:
         """Stacks a further per-pixel tensor of the samples (soft labels, confidences) like the images.
 
         Args:
-            key: a key of all samples, each (..., h, w) with the size of that sample's image.
-            fill: value of the padding.
+            key: a key of samples, each value (..., h, w) with the size of that sample's image.
+            fill: value of the padding, and of the whole of samples that do not have the key.
+            images: part of the batch, for example one dataset's by :meth:`slices`: class axes of different lengths
+                cannot be stacked.
 
         Returns:
-            (N, ..., H, W) on the images' device.
+            (M, ..., H, W) of the M chosen images, on the images' device.
+
+        Raises:
+            KeyError: none of the chosen samples has the key.
+            ValueError: the values' leading axes differ, or one has another size than its image.
         """
-        tensors = [sample[key].to(self.images.device, non_blocking=True) for sample in self.inputs]
+        samples, sizes = self.inputs[images], self.image_sizes[images]
+        given = [sample[key] for sample in samples if key in sample]
+        if not given:
+            raise KeyError(f"no sample has {key!r}: {[sample.get('file_name') for sample in samples]}")
+        shapes = {tuple(value.shape[:-2]) for value in given}
+        if len(shapes) > 1:
+            found = {sample["dataset"]: tuple(sample[key].shape) for sample in samples if key in sample}
+            raise ValueError(f"{key!r} has different axes in {found}: stack each dataset's images by themselves")
+        tensors = []
+        for sample, size in zip(samples, sizes):
+            value = sample.get(key)
+            if value is None:
+                value = torch.full((*given[0].shape[:-2], *size), fill, dtype=given[0].dtype)
+            elif tuple(value.shape[-2:]) != size:
+                where = sample.get("file_name")
+                raise ValueError(f"{where}: {key!r} is {tuple(value.shape[-2:])} pixels, the image {size}")
+            tensors.append(value.to(self.images.device, non_blocking=True))
         return pad_and_stack(tensors, self.images.shape[-2:], fill)
 
 

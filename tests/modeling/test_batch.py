@@ -42,6 +42,50 @@ def test_weak_labels_are_stacked_like_the_images():
     assert stack.sum() == 7 * (2 * 3 + 4 * 5)
 
 
+def part_of_a_batch():
+    """Two datasets with 7 and 2 classes; the third image has no soft label."""
+    inputs = [
+        {"dataset": "a", "file_name": "0.png", "soft": torch.ones(7, 2, 3)},
+        {"dataset": "b", "file_name": "1.png", "soft": torch.ones(2, 4, 5)},
+        {"dataset": "b", "file_name": "2.png"},
+    ]
+    return Batch(torch.zeros(3, 3, 4, 6), None, (("a", 1), ("b", 2)), [(2, 3), (4, 5), (3, 3)], inputs)
+
+
+def test_a_part_of_the_samples_is_stacked():
+    batch = part_of_a_batch()
+    stack = batch.stack("soft", 0.5, batch.slices()["b"])
+    expected = torch.full((2, 2, 4, 6), 0.5)
+    expected[0, :, :4, :5] = 1
+    assert torch.equal(stack, expected)
+    assert batch.stack("soft", 0.5, slice(0, 1)).shape == (1, 7, 4, 6)
+
+
+def test_what_cannot_be_stacked_is_named():
+    batch = part_of_a_batch()
+    with pytest.raises(ValueError, match=r"'a': \(7, 2, 3\), 'b': \(2, 4, 5\)"):
+        batch.stack("soft", 0)
+    with pytest.raises(KeyError, match=r"no sample has 'soft'.*2\.png"):
+        batch.stack("soft", 0, slice(2, 3))
+    batch.inputs[1]["soft"] = torch.ones(2, 3, 5)
+    with pytest.raises(ValueError, match=r"1\.png: 'soft' is \(3, 5\) pixels, the image \(4, 5\)"):
+        batch.stack("soft", 0, slice(1, 3))
+
+
+def test_content_leaves_out_both_paddings():
+    mask = torch.ones(4, 5, dtype=torch.bool)
+    mask[0] = False  # what a rotation laid bare
+    batch = Batch(torch.zeros(2, 3, 4, 6), None, (("a", 2),), [(2, 3), (4, 5)], [{}, {"content": mask}])
+    expected = torch.zeros(2, 4, 6, dtype=torch.bool)
+    expected[0, :2, :3], expected[1, 1:, :5] = True, True
+    assert torch.equal(batch.content(), expected)
+
+
+def test_total_is_that_of_all_datasets():
+    counts = {"a": torch.tensor(7.5), "b": torch.tensor(0.0), "c": torch.tensor(2.0)}
+    assert Batch(torch.zeros(1, 3, 2, 2), None, (("a", 1),), [(2, 2)], [{}], counts).total_valid.item() == 9.5
+
+
 def test_valid_pixels_per_dataset_absent_ones_included():
     targets = torch.zeros(3, 2, 2, dtype=torch.uint8)
     targets[0, 0, 0], targets[2] = 255, 255
