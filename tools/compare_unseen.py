@@ -69,6 +69,8 @@ def evaluate(cfg: CfgNode, model: nn.Module, name: str, choice: str) -> dict[str
     scores = run_over(cfg, model, name, evaluator, on_ready=choices.append)["sem_seg"]
     (chosen,) = choices
     row = {"dataset": name, "choice": choice, "norm": chosen.norm, "classifier": chosen.classifier}
+    classes = len(MetadataCatalog.get(name).label_space.classes)
+    row["nameable"] = f"{classes - len(chosen.unnameable)} of {classes}"
     numbers = {key: scores[key] for key in ("mIoU", "fwIoU", "pACC")}
     return {**row, **numbers, "distances": chosen.distances}
 
@@ -91,12 +93,13 @@ def to_markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 
 _NUMBERS = ("mIoU", "fwIoU", "pACC")
-_HEADS = ("dataset", "choice", "classifier", *_NUMBERS, "distances")
+_HEADS = ("dataset", "choice", "classifier", "classes it can name", *_NUMBERS, "distances")
 
 
 def _texts(row: dict[str, Any]) -> list[str]:
     distances = ", ".join(f"{name} {value:.2f}" for name, value in row["distances"].items())
-    return [row["dataset"], row["choice"], row["classifier"], *(f"{row[key]:.2f}" for key in _NUMBERS), distances]
+    texts = [row[key] for key in ("dataset", "choice", "classifier", "nameable")]
+    return [*texts, *(f"{row[key]:.2f}" for key in _NUMBERS), distances]
 
 
 if __name__ == "__main__":

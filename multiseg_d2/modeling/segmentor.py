@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -79,6 +81,14 @@ class MultiDatasetSegmentor(nn.Module):
         names = {name: list(space.classes) for name, space in self.sem_seg_head.spaces.items()}
         return names | ({"universal": list(self.sem_seg_head.universal)} if self.sem_seg_head.universal else {})
 
+    def unnameable(self, dataset: str, space: LabelSpace) -> tuple[str, ...]:
+        """Classes of a label space that the model can never predict on a dataset's images; they score 0.
+
+        A dataset that it was not trained on must be made usable first, see :func:`.unseen_dataset`.
+        """
+        stand_in = self.stand_ins.get(dataset)
+        return stand_in.unnameable(self.sem_seg_head, space) if stand_in else self.sem_seg_head.unnameable(space)
+
     def forward(
         self, batched_inputs: list[dict], num_valid: Mapping[str, Tensor] | None = None
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
@@ -97,7 +107,7 @@ class MultiDatasetSegmentor(nn.Module):
 
         Returns:
             Training: scalar losses by name (``loss_...``). Evaluation: for each sample ``{"sem_seg": (C, height, width)
-            float32 logits}`` of the C classes of its label space.
+            float32 logits}`` of the C classes of its label space; C + 1 where the head scores void.
         """
         if not self.training:
             return self.inference(batched_inputs)
@@ -154,25 +164,50 @@ class MultiDatasetSegmentor(nn.Module):
     def inference(self, samples: Sequence[dict]) -> list[dict[str, Tensor]]:
         """Scores of each sample, see :meth:`forward`. A sample's scores do not depend on the others in the list."""
         spaces = [requested_space(s, self.sem_seg_head.spaces) for s in samples]
-        alike: dict[tuple, list[int]] = {}  # images of one size, so that none is padded for the sake of another
-        for i, (sample, space) in enumerate(zip(samples, spaces)):
-            alike.setdefault((sample["dataset"], id(space), tuple(sample["image"].shape)), []).append(i)
         results: list[dict[str, Tensor]] = [{} for _ in samples]
-        for indices in alike.values():
+        for indices in _alike(samples, [id(space) for space in spaces]):
             scores = self._scores([samples[i] for i in indices], spaces[indices[0]])
             for i, score in zip(indices, scores):
                 results[i] = {"sem_seg": score}
         return results
 
-    def _scores(self, samples: list[dict], space: LabelSpace) -> list[Tensor]:
+    @torch.no_grad()
+    def embed(self, samples: Sequence[dict]) -> list[dict[str, Any]]:
+        """What the classifiers see of each sample: the decoder's output, in evaluation mode without dropout.
+
+        Args:
+            samples: as in evaluation, see :meth:`forward`.
+
+        Returns:
+            For each sample ``{"embedding": (D, h, w), "covers": (height, width)}``. The second is the size in pixels
+            that the embedding spans from the upper left corner: the image's, or more where the backbone needs padding
+            (:func:`.class_sums` takes it).
+        """
+        results: list[dict[str, Any]] = [{} for _ in samples]
+        for indices in _alike(samples, [None] * len(samples)):
+            with self._pass([samples[i] for i in indices]) as (batch, features, _):
+                embeddings = self.sem_seg_head.embed(features)  # (N, D, h, w)
+            for i, embedding in zip(indices, embeddings):
+                results[i] = {"embedding": embedding, "covers": tuple(batch.images.shape[-2:])}
+        return results
+
+    @contextmanager
+    def _pass(self, samples: list[dict]) -> Iterator[tuple[Batch, dict[str, Tensor], StandIn | None]]:
+        """Features of images of one dataset, inside whose context the head can be asked; and what stands in for it."""
         batch, dataset = self.make_batch(samples, with_targets=False), samples[0]["dataset"]
         stand_in = self.stand_ins.get(dataset)
         with active_datasets(batch.groups, {dataset: stand_in.branches} if stand_in else None):
-            features = self.backbone(batch.images)
+            yield batch, self.backbone(batch.images), stand_in
+
+    def _scores(self, samples: list[dict], space: LabelSpace) -> list[Tensor]:
+        with self._pass(samples) as (batch, features, stand_in):
             if stand_in is None:
-                logits = self.sem_seg_head.logits(features, space)  # (N, C, h, w)
+                logits = self.sem_seg_head.logits(features, space)  # (N, C, h, w), C + 1 with void
             else:
                 logits = stand_in.logits(self.sem_seg_head, features, space)
+        wanted = space.num_classes + self.sem_seg_head.scores_void
+        if logits.shape[1] != wanted:
+            raise ValueError(f"the head gave {logits.shape[1]} channels for {space.name!r}, which has {wanted}")
         padded, (height, width) = batch.images.shape[-2:], batch.image_sizes[0]
         if (height, width) != tuple(padded):
             logits = F.interpolate(logits.float(), size=padded, mode="bilinear", align_corners=False)
@@ -181,6 +216,14 @@ class MultiDatasetSegmentor(nn.Module):
             _resize(score[None].float(), (s.get("height", height), s.get("width", width)))[0]  # (C, height, width)
             for s, score in zip(samples, logits)
         ]
+
+
+def _alike(samples: Sequence[dict], asked: Sequence[Any]) -> list[list[int]]:
+    """Indices of samples that go through the network together: so that none is padded for the sake of another."""
+    groups: dict[tuple, list[int]] = {}
+    for i, (sample, what) in enumerate(zip(samples, asked)):
+        groups.setdefault((sample["dataset"], what, tuple(sample["image"].shape)), []).append(i)
+    return list(groups.values())
 
 
 def _resize(scores: Tensor, size: tuple[int, int]) -> Tensor:

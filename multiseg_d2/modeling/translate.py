@@ -14,7 +14,7 @@ from ..label_space import IGNORE, LabelSpace, remap
 from .catalog import UnknownLabelSpaceError
 from .heads import Head
 
-__all__ = ["StandIn", "best_covering", "translate_scores"]
+__all__ = ["StandIn", "translate_scores", "unreached"]
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class StandIn:
         """A head's scores in ``space``: its own where it has them, else those of the donor, translated.
 
         Returns:
-            (N, C, h, w) logits of the C classes of ``space``.
+            (N, C, h, w) logits of the C classes of ``space``, C + 1 where the head scores void.
 
         Raises:
             UnknownLabelSpaceError: no class of the donor is one of ``space``.
@@ -71,27 +71,33 @@ class StandIn:
                 return head.logits(features, space)
             except UnknownLabelSpaceError:
                 self._tables[space.name] = _table(self.donor, space)
-        return translate_scores(head.logits(features, self.donor), self._tables[space.name], space.num_classes)
+        logits, table = head.logits(features, self.donor), self._tables[space.name]
+        if not head.scores_void:
+            return translate_scores(logits, table, space.num_classes)
+        table = np.append(table, np.uint8(space.num_classes))  # void stays the last channel
+        return translate_scores(logits, table, space.num_classes + 1)
+
+    def unnameable(self, head: Head, space: LabelSpace) -> tuple[str, ...]:
+        """Classes of ``space`` that :meth:`logits` never gives the best score."""
+        if head.scores_any_space or head.knows(space):
+            return head.unnameable(space)
+        return unreached(self.donor, space)
 
 
-def best_covering(spaces: Mapping[str, LabelSpace], target: LabelSpace) -> str:
-    """The dataset whose classes reach most classes of ``target``; the first of equally good ones."""
-    return max(spaces, key=lambda name: len(_reached(remap(spaces[name], target))))
-
-
-def _reached(table: np.ndarray) -> set[int]:
-    return set(table[table != IGNORE].tolist())
+def unreached(donor: LabelSpace, target: LabelSpace) -> tuple[str, ...]:
+    """Classes of ``target`` that no class of ``donor`` is translated to."""
+    reached = set(remap(donor, target).tolist())
+    return tuple(name for i, name in enumerate(target.classes) if i not in reached)
 
 
 def _table(donor: LabelSpace, target: LabelSpace) -> np.ndarray:
     table = remap(donor, target)
-    reached = _reached(table)
-    if not reached:
+    missing = unreached(donor, target)
+    if len(missing) == target.num_classes:
         raise UnknownLabelSpaceError(
             f"no class of {donor.name!r} is one of {target.name!r} by the taxonomy (`python tools/label_space.py remap "
             f"{donor.name} {target.name}` shows it)"
         )
-    missing = [name for i, name in enumerate(target.classes) if i not in reached]
     unused = [name for name, i in zip(donor.classes, table) if i == IGNORE]
     if missing:
         logger.warning(

@@ -83,6 +83,15 @@ class Head(nn.Module, ABC):
             run_over: ``run_over(entry, evaluator)`` runs one of Detectron2's evaluators over a catalog entry.
         """
 
+    def knows(self, space: LabelSpace) -> bool:
+        """Whether a label space is one of its own, with the same classes."""
+        known = self.spaces.get(space.name)
+        return known is not None and known.classes == space.classes
+
+    def unnameable(self, space: LabelSpace) -> tuple[str, ...]:
+        """Classes of a label space that it scores which it can never predict; of its own spaces there are none."""
+        return ()
+
     def own_space(self, dataset: str) -> LabelSpace:
         """Label space in which a dataset's labels reach the head."""
         return self.spaces[self.space_of[dataset]]

@@ -2,8 +2,9 @@
 
 CDCL leaves both open. Five answers, by ``MODEL.DATASET_NORM.UNSEEN``: the branch of the *nearest* dataset by the
 statistics of the norms' inputs, the *average* of all branches, the nearest branch with statistics *reestimate*-d on the
-unseen images, that of a *named* dataset, or an *error*. The classifier is that of the named or nearest dataset, its
-classes translated by the taxonomy, unless the head can score the wanted classes by itself.
+unseen images, that of a *named* dataset, or an *error*. The classifier is a question of its own, unless the head can
+score the wanted classes by itself: that of the named dataset, else the one that can name most of the wanted classes by
+the taxonomy (the nearest of several).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import nn
 
 from ...label_space import LabelSpace
 from ...yaml_file import did_you_mean
-from ..translate import StandIn, best_covering
+from ..translate import StandIn, unreached
 from .conversion import dataset_norms
 from .dataset_norm import DatasetBatchNorm2d, DatasetBranchError
 from .statistics import InputStatistics, branch_distances, forward_as
@@ -40,12 +41,14 @@ class UnseenChoice:
         dataset: the unseen one.
         norm: where its norm branches come from, in words.
         classifier: dataset whose classifier scores it, where the head cannot do so by itself.
+        unnameable: classes of the unseen dataset that can never be predicted.
         distances: trained dataset -> distance of the norms' inputs; empty where none was measured.
     """
 
     dataset: str
     norm: str
     classifier: str
+    unnameable: tuple[str, ...] = ()
     distances: dict[str, float] = field(default_factory=dict)
 
 
@@ -82,22 +85,20 @@ def unseen_dataset(
     own_space, was_training = model.sem_seg_head.own_space, model.training
     model.eval()
     try:
-        if choice in trained:
-            donor, distances = choice, {}
-        elif layers:
-            distances = branch_distances(model, samples)
-            donor = min(distances, key=distances.get)
-        else:  # one batch norm for all: only the classifier is open
-            donor, distances = best_covering({name: own_space(name) for name in trained}, space), {}
-        branches, norm = _branches(layers, donor, choice)
-        model.stand_ins[dataset] = StandIn(own_space(donor), branches)
+        measured = layers and choice not in trained
+        distances = branch_distances(model, samples) if measured else {}
+        nearest = min(distances, key=distances.get) if measured else choice
+        branches, norm = _branches(layers, nearest, choice)
+        classifier = choice
+        if choice not in trained:  # of those that can name most classes the nearest
+            missing = {name: len(unreached(own_space(name), space)) for name in trained}
+            classifier = min(trained, key=lambda name: (missing[name], distances.get(name, 0.0)))
+        model.stand_ins[dataset] = StandIn(own_space(classifier), branches)
         if choice == "reestimate" and layers:
-            _reestimate(model, dataset, donor, samples)
+            _reestimate(model, dataset, nearest, samples)
             norm += f", statistics of {len(samples)} of its own images"
-        result = UnseenChoice(dataset, norm, donor, distances)
-        logger.info("%s was not trained on: norm %s, classifier of %s", dataset, norm, donor)
-        if distances:
-            logger.info("distances: %s", ", ".join(f"{k} {v:.3f}" for k, v in distances.items()))
+        result = UnseenChoice(dataset, norm, classifier, model.unnameable(dataset, space), distances)
+        _log(result, space)
         model.train(was_training)
         yield result
     finally:
@@ -118,6 +119,16 @@ def _check(dataset: str, choice: str, trained: Sequence[str], has_images: bool) 
         )
     if choice not in trained and not has_images:
         raise DatasetBranchError(f"MODEL.DATASET_NORM.UNSEEN {choice!r} looks at images of {dataset!r}, and got none")
+
+
+def _log(choice: UnseenChoice, space: LabelSpace) -> None:
+    logger.info(
+        "%s was not trained on: norm %s, classifier of %s, which can name %d of %d classes",
+        *(choice.dataset, choice.norm, choice.classifier),
+        *(space.num_classes - len(choice.unnameable), space.num_classes),
+    )
+    if choice.distances:
+        logger.info("distances: %s", ", ".join(f"{k} {v:.3f}" for k, v in choice.distances.items()))
 
 
 def _branches(layers: Sequence[DatasetBatchNorm2d], donor: str, choice: str) -> tuple[dict[nn.Module, nn.Module], str]:
@@ -164,7 +175,7 @@ def _reestimate(model: nn.Module, dataset: str, donor: str, samples: Sequence[di
     statistics = InputStatistics(model)
     try:
         with statistics.open():
-            forward_as(model, samples, dataset, model.sem_seg_head.own_space(donor))
+            forward_as(model, samples, dataset, model.stand_ins[dataset].donor)
     finally:
         for handle in handles:
             handle.remove()

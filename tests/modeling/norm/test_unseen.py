@@ -124,7 +124,7 @@ def test_reestimated_statistics_are_those_of_plain_batch_norms_in_training_mode(
     with torch.no_grad():
         plain([{**s, "dataset": "beta", "label_space": "beta"} for s in unseen])
     with unseen_dataset(model, "gamma", spaces["gamma"], "reestimate", unseen) as choice:
-        assert choice.classifier == "beta" and "3 of its own images" in choice.norm
+        assert choice.classifier == "alpha" and choice.norm == "of beta, statistics of 3 of its own images"
         checked = 0
         for (path, layer), norm in zip(dataset_norms(model), norms):
             if path.startswith("sem_seg_head.trunk.auxiliary"):
@@ -157,12 +157,18 @@ def test_the_model_scores_the_unseen_dataset_and_is_as_before_afterwards(model, 
         model.eval()
         out = model(unseen)
         assert all(o["sem_seg"].shape == (5, *SIZE) and o["sem_seg"].isfinite().all() for o in out)
-        assert chosen.classifier == (choice if choice in ("alpha", "beta") else "beta")
-        if choice in ("nearest", "beta"):  # the same as if the images were beta's, its classes translated
+        assert chosen.classifier == ("beta" if choice == "beta" else "alpha")  # alpha's can name all classes
+        assert chosen.unnameable == (("sky", "tree") if choice == "beta" else ())
+        if choice == "beta":  # the same as if the images were beta's, its classes translated
             as_beta = model([{**s, "dataset": "beta", "label_space": "beta"} for s in unseen])
             for mine, theirs in zip(out, as_beta):
                 torch.testing.assert_close(mine["sem_seg"][:3], theirs["sem_seg"])
                 assert (mine["sem_seg"].argmax(0) < 3).all()  # beta has no sky and no tree
+        if choice == "nearest":  # beta's look, alpha's classes: two questions
+            assert chosen.norm == "of beta" and chosen.distances["beta"] < chosen.distances["alpha"]
+            mixed = model([{**s, "dataset": "beta", "label_space": "alpha"} for s in unseen])
+            for mine, theirs in zip(out, mixed):
+                torch.testing.assert_close(mine["sem_seg"], theirs["sem_seg"])
         trained = model([{**unseen[0], "dataset": "alpha", "label_space": "alpha"}])
         assert trained[0]["sem_seg"].shape[0] == 5
     assert model.training is True
