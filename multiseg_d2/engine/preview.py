@@ -17,7 +17,7 @@ __all__ = ["PreviewHook"]
 
 
 class PreviewHook(HookBase):
-    """Shows the first image of each dataset of the batch, with labels and prediction, every ``period`` steps.
+    """Shows the first image of each dataset of the batch, with labels and prediction: every ``period`` steps, and last.
 
     For the main process; nothing that is trained changes by it.
 
@@ -29,8 +29,9 @@ class PreviewHook(HookBase):
         self.period = period
 
     def after_step(self) -> None:
-        """Draws where the step's number says so."""
-        if (self.trainer.iter + 1) % self.period == 0:
+        """Draws where the step's number says so, and after the last step."""
+        done = self.trainer.iter + 1
+        if done % self.period == 0 or done == self.trainer.max_iter:
             self.draw()
 
     @torch.no_grad()
