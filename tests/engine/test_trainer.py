@@ -165,7 +165,15 @@ def test_hooks_run_in_an_order_that_does_not_depend_on_when_they_were_added(tiny
     trainer.register_hooks([Teacher(), None])
     names = [type(hook).__name__ for hook in trainer._hooks]
     before = ["IterationTimer", "LearningRateHook", "EMAHook", "Late", "Teacher"]
-    assert names == [*before, "CheckpointHook", "EvaluationHook", "BestWeightsHook", "PeriodicWriter", "StopHook"]
+    assert names == [
+        *before,
+        "CheckpointHook",
+        "EvaluationHook",
+        "BestWeightsHook",
+        "PreviewHook",
+        "PeriodicWriter",
+        "StopHook",
+    ]
 
 
 def test_a_state_that_cannot_be_saved_is_refused_before_the_first_step(tiny_cfg):
