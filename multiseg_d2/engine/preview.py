@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from detectron2.engine import HookBase
@@ -37,7 +39,7 @@ class PreviewHook(HookBase):
     @torch.no_grad()
     def draw(self) -> None:
         """Puts one picture per dataset of the last batch into the event storage."""
-        spaces, first = training_spaces(self.trainer.cfg), {}
+        spaces, first = training_spaces(self.trainer.cfg), dict[str, Any]()
         for sample in self.trainer.last_batch:
             first.setdefault(sample["dataset"], sample)
         model = unwrapped(self.trainer.model)
