@@ -34,7 +34,6 @@ test-slow: setup
 lint: setup
 	"$(PY)" -m ruff check .
 	"$(PY)" -m ruff format --check .
-	"$(PY)" -m mypy
 
 format: setup
 	"$(PY)" -m ruff check --fix .

@@ -10,13 +10,17 @@ released. Relations from a taxonomy are ours.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from .atomic_file import write_atomically
 from .unified import NO_CLASS, UnifiedClasses
 
 __all__ = [
+    "ClassResponses",
     "NEGATIVE",
     "NULL",
     "POSITIVE",
@@ -24,6 +28,7 @@ __all__ = [
     "measured_relations",
     "no_relations",
     "relation_pairs",
+    "relations_text",
     "taxonomy_relations",
 ]
 
@@ -68,6 +73,58 @@ def measured_relations(
     return relations
 
 
+@dataclass(frozen=True, eq=False)
+class ClassResponses:
+    """What a model's classifiers answer to the labelled pixels of its training sets.
+
+    Attributes:
+        classes: names of the U classes of the union.
+        present: dataset -> (U,) bool, its classes.
+        responses: dataset -> (U, U) float64, mean cosine of the pixels of class i (row) with the classifier of class j.
+        pixels: dataset -> (U,) int64, pixels behind each row.
+        threshold: see :func:`measured_relations`.
+    """
+
+    classes: tuple[str, ...]
+    present: Mapping[str, np.ndarray]
+    responses: Mapping[str, np.ndarray]
+    pixels: Mapping[str, np.ndarray]
+    threshold: float = THRESHOLD
+
+    def relations(self) -> dict[str, np.ndarray]:
+        """Dataset -> (U, U) int8, by :func:`measured_relations`."""
+        return {
+            d: measured_relations(self.responses[d], self.pixels[d], self.present[d], self.threshold)
+            for d in self.present
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Writes an ``.npz`` file."""
+        arrays = {"classes": np.array(self.classes), "datasets": np.array(list(self.present))}
+        arrays["threshold"] = np.array(self.threshold)
+        for kind in _KINDS:
+            arrays |= {f"{kind}_{dataset}": array for dataset, array in getattr(self, kind).items()}
+        write_atomically(path, lambda file: np.savez_compressed(file, **arrays))
+
+    @classmethod
+    def load(cls, path: str | Path) -> ClassResponses:
+        """Reads what :meth:`save` wrote.
+
+        Raises:
+            ValueError: the file is not one of those.
+        """
+        with np.load(path, allow_pickle=False) as file:
+            try:
+                datasets = file["datasets"].tolist()
+                kinds = {kind: {d: file[f"{kind}_{d}"] for d in datasets} for kind in _KINDS}
+                return cls(tuple(file["classes"].tolist()), **kinds, threshold=float(file["threshold"]))
+            except KeyError as missing:
+                raise ValueError(f"{path} does not hold class responses: {missing}") from None
+
+
+_KINDS = ("present", "responses", "pixels")
+
+
 def taxonomy_relations(union: UnifiedClasses, meanings: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Relations by what a taxonomy says of the classes.
 
@@ -96,6 +153,49 @@ def taxonomy_relations(union: UnifiedClasses, meanings: Mapping[str, np.ndarray]
                 relations[u, u] = POSITIVE
         result[dataset] = relations
     return result
+
+
+def relations_text(
+    classes: Sequence[str], relations: Mapping[str, np.ndarray], measured: ClassResponses | None = None
+) -> str:
+    """A listing for people: every relation by dataset, and, if measured, how the threshold lies among the responses."""
+    lines = []
+    for dataset, matrix in relations.items():
+        pairs = relation_pairs(matrix)
+        lines.append(f"{dataset}: {len(pairs) or 'no'} relation{'s' * (len(pairs) != 1)}")
+        for i, j in pairs:
+            if measured is not None:
+                row = measured.responses[dataset][i]
+                cosine = f"  {row[j]:+.3f}, own {row[i]:+.3f}, {int(measured.pixels[dataset][i])} pixels"
+            else:
+                cosine = ""
+            lines.append(f"  {classes[i]} -> {classes[j]}{cosine}")
+    if measured is not None:
+        lines += ["", *_distribution(measured)]
+    return "\n".join(lines)
+
+
+def _distribution(measured: ClassResponses, width: float = 0.05) -> list[str]:
+    """Histogram of the responses that exceed those of the label's own class: what the threshold divides."""
+    found = []
+    for dataset, responses in measured.responses.items():
+        above = responses > np.diagonal(responses)[:, None]
+        found.append(responses[above & (measured.pixels[dataset] > 0)[:, None]])
+    values = np.concatenate(found) if found else np.zeros(0)
+    lines = [f"mean cosines above that of the label's own class ({values.size}; related above {measured.threshold:g}):"]
+    cut = measured.threshold
+    # Bins that meet at the threshold, so that it lies between two lines.
+    below, over = int(np.ceil((cut + 1) / width)), int(np.ceil((1 - cut) / width))
+    edges = cut + width * np.arange(-below, over + 1)
+    counts, _ = np.histogram(values, edges)
+    if not values.size:
+        return lines
+    for b in range(np.flatnonzero(counts)[0], np.flatnonzero(counts)[-1] + 1):
+        if b == below:
+            lines.append(f"  ------ threshold {cut:+.2f} ------")
+        bar = "#" * int(np.ceil(40 * counts[b] / counts.max()))
+        lines.append(f"  {edges[b]:+.2f} to {edges[b + 1]:+.2f} {counts[b]:6d} {bar}")
+    return lines
 
 
 def _extents(union: UnifiedClasses, meanings: Mapping[str, np.ndarray], width: int) -> tuple[np.ndarray, ...]:

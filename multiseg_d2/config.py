@@ -50,6 +50,13 @@ def add_multiseg_config(cfg: CN) -> None:
     # Decoder shared by all datasets, by registered name: PSPDecoder, DeepLabV3PlusDecoder, FPNDecoder.
     # Its width is Detectron2's MODEL.SEM_SEG_HEAD.CONVS_DIM.
     cfg.MODEL.SEM_SEG_HEAD.DECODER = "PSPDecoder"
+    # UnifiedHead: "cross_entropy" over the union, "bce", "null_bce", "relational_bce" (UniSeg; heads/unified.py).
+    cfg.MODEL.SEM_SEG_HEAD.LOSS_TYPE = "null_bce"
+    # UnifiedHead: factor of a cosine classifier (UniSeg's second stage: 20); 0 = a linear classifier.
+    cfg.MODEL.SEM_SEG_HEAD.COSINE_SCALE = 0.0
+    # What a head knows of the classes before the first step. Relations of "relational_bce": "" = measured on
+    # DATASETS.TRAIN with the weights that training starts from, "taxonomy", "none", or the path of a file of responses.
+    cfg.MODEL.SEM_SEG_HEAD.CLASS_STATISTICS = ""
     # Dropout before the classifiers.
     cfg.MODEL.SEM_SEG_HEAD.DROPOUT = 0.1
     # Weight of the auxiliary loss on res4 (deep supervision); 0 builds no auxiliary head.
@@ -94,8 +101,5 @@ def add_multiseg_config(cfg: CN) -> None:
     cfg.TEST.SLIDING_WINDOW = (0, 0)
     # Metric by which weights/best.pth is kept, as metrics.json names it (camvid_val/sem_seg/mIoU); "" = none.
     cfg.TEST.BEST_METRIC = ""
-    # Pictures (image | ground truth | prediction | errors) per dataset in an evaluation, as files and in TensorBoard.
+    # Pictures (image | ground truth | prediction) written per dataset in an evaluation.
     cfg.TEST.NUM_PICTURES = 4
-    # Not ours: Detectron2 shows none (0). Steps between pictures of the training batch in TensorBoard, one per dataset;
-    # those of the last step are shown in any case.
-    cfg.VIS_PERIOD = 500

@@ -29,7 +29,10 @@ import numpy as np
 
 from .yaml_file import did_you_mean, read_yaml
 
-__all__ = ["Concept", "Taxonomy", "TaxonomyError"]
+__all__ = ["PACKAGED", "Concept", "Taxonomy", "TaxonomyError"]
+
+#: The taxonomy of the packaged datasets.
+PACKAGED = Path(__file__).resolve().parent / "data" / "taxonomy.yaml"
 
 _KEYS = {"parents", "classes", "main", "note"}
 
@@ -156,6 +159,24 @@ class Taxonomy:
     def leaves(self, concept: str) -> frozenset[int]:
         """Universal ids below (or equal to) a concept."""
         return self._leaves[concept]
+
+    def meaning(self, covers: Mapping[str, Sequence[str] | None], dataset: str = "") -> np.ndarray:
+        """What is known of classes, also of a dataset that is not listed; nothing is made up for what is not.
+
+        Args:
+            covers: class name -> concepts that the class stands for; None: nobody has said so.
+            dataset: if it is listed, the taxonomy's word counts and not that of ``covers``.
+
+        Returns:
+            (C, U) bool: universal classes that each class covers; all False where that is not or only partly known.
+        """
+        if dataset in self._classes:
+            return self.membership(dataset, list(covers))
+        matrix = np.zeros((len(covers), len(self.universal)), bool)
+        for row, concepts in zip(matrix, covers.values()):
+            if concepts and all(concept in self._leaves for concept in concepts):
+                row[sorted(frozenset().union(*(self._leaves[concept] for concept in concepts)))] = True
+        return matrix
 
     def membership(self, dataset: str, classes: Sequence[str]) -> np.ndarray:
         """(C, U) bool: which universal classes each class covers.

@@ -10,9 +10,11 @@ from multiseg_d2.class_relations import (
     NULL,
     POSITIVE,
     THRESHOLD,
+    ClassResponses,
     measured_relations,
     no_relations,
     relation_pairs,
+    relations_text,
     taxonomy_relations,
 )
 from multiseg_d2.label_space import ILLEGAL, LabelSpace
@@ -119,3 +121,31 @@ def test_no_relations_are_the_null_loss(seed):
     for i in np.flatnonzero(present):
         assert relations[i].tolist() == [1 if j == i else 0 if present[j] else -1 for j in range(9)]
     assert relation_pairs(relations) == []
+
+
+def test_responses_are_read_as_written(tmp_path):
+    rng = np.random.default_rng(0)
+    present = {"a": np.array([True, False, True]), "b": np.array([True, True, False])}
+    responses = {d: rng.uniform(-1, 1, (3, 3)) for d in present}
+    written = ClassResponses(("x", "y", "ä z"), present, responses, {d: np.array([3, 0, 5]) for d in present}, 0.1)
+    written.save(tmp_path / "a" / "responses.npz")
+    read = ClassResponses.load(tmp_path / "a" / "responses.npz")
+    assert read.classes == written.classes and read.threshold == 0.1
+    for d in present:
+        np.testing.assert_array_equal(read.responses[d], responses[d])
+        np.testing.assert_array_equal(read.relations()[d], written.relations()[d])
+    np.savez(tmp_path / "other.npz", x=np.zeros(3))
+    with pytest.raises(ValueError, match="does not hold class responses"):
+        ClassResponses.load(tmp_path / "other.npz")
+
+
+def test_the_listing_marks_the_threshold_in_the_distribution():
+    present = {"a": np.array([True, True, False])}
+    responses = {"a": np.array([[0.1, 0.0, 0.42], [-0.5, -0.4, -0.3], [0.0, 0.0, 0.0]])}
+    measured = ClassResponses(("rider", "car", "person"), present, responses, {"a": np.array([7, 9, 0])}, -0.08)
+    lines = relations_text(measured.classes, measured.relations(), measured).splitlines()
+    assert lines[:2] == ["a: 1 relation", "  rider -> person  +0.420, own +0.100, 7 pixels"]
+    marked = next(n for n, line in enumerate(lines) if "threshold -0.08" in line)
+    below = [line for line in lines[:marked] if line.startswith("  -0.3")]
+    above = [line for line in lines[marked:] if line.startswith(("  +0.4", "  +0.3"))]
+    assert below and "1 #" in below[0] and any("1 #" in line for line in above)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from multiseg_d2 import taxonomy as taxonomy_module
-from multiseg_d2.taxonomy import Taxonomy, TaxonomyError
+from multiseg_d2.taxonomy import Concept, Taxonomy, TaxonomyError
 
 PACKAGED = Path(taxonomy_module.__file__).parent / "data" / "taxonomy.yaml"
 
@@ -176,3 +176,18 @@ def test_packaged_relations_agree_with_the_concept_graph(samples, packaged):
             if row["relation"] == "equal":
                 assert (packaged.membership("cityscapes", row["cityscapes"])[0] == mine).all(), row
     assert compared > 150
+
+
+def test_meaning_makes_nothing_up():
+    taxonomy = Taxonomy(
+        {
+            "rider": Concept(classes={"a": ("rider",)}),
+            "bicyclist": Concept(parents=("rider",)),
+            "motorcyclist": Concept(parents=("rider",)),
+            "car": Concept(),
+        }
+    )
+    covers = {"x": ["rider"], "y": ["bicyclist", "car"], "z": None, "w": ["car", "other/thing"]}
+    assert taxonomy.universal == ("bicyclist", "motorcyclist", "car")
+    assert taxonomy.meaning(covers).tolist() == [[True, True, False], [True, False, True], [False] * 3, [False] * 3]
+    assert taxonomy.meaning({"rider": None}, "a").tolist() == [[True, True, False]]  # the file's word

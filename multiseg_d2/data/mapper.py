@@ -18,7 +18,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from ..label_space import IGNORE
 from .augment import CropWindow, draw_color_jitter, draw_crop, draw_scale
 from .decode import check_sizes, decode_color, open_file
-from .labels import LabelTarget, label_path, label_targets
+from .labels import LabelTarget, label_path, label_targets, read_local_label
 
 __all__ = ["EvaluationMapper", "TrainMapper"]
 
@@ -126,24 +126,30 @@ class TrainMapper:
 
 
 class EvaluationMapper:
-    """Reads one image for inference; labels are read by the evaluator (``read_local_label``).
+    """Reads one image for inference; labels are usually read by the evaluator (``read_local_label``).
 
     Args:
         image_format: ``"BGR"`` or ``"RGB"``.
         min_size: the shorter side is resized to this; 0 = the image keeps its size.
         max_size: limit of the longer side, if ``min_size`` is not 0.
+        labels: whether ``sem_seg`` (H, W) uint8 local ids of the original size is added, for passes that measure
+            something per class.
     """
 
     @configurable
-    def __init__(self, *, image_format: str = "BGR", min_size: int = 0, max_size: int = 0) -> None:
+    def __init__(
+        self, *, image_format: str = "BGR", min_size: int = 0, max_size: int = 0, labels: bool = False
+    ) -> None:
         self.image_format = image_format
         self.min_size = min_size
         self.max_size = max_size
+        self.labels = labels
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+    def from_config(cls, cfg: CfgNode, *, labels: bool = False) -> dict[str, Any]:
         """Arguments from INPUT.FORMAT, INPUT.MIN_SIZE_TEST and INPUT.MAX_SIZE_TEST."""
         return {
+            "labels": labels,
             "image_format": cfg.INPUT.FORMAT,
             "min_size": cfg.INPUT.MIN_SIZE_TEST,
             "max_size": cfg.INPUT.MAX_SIZE_TEST,
@@ -164,7 +170,10 @@ class EvaluationMapper:
         window = CropWindow(0, 0, file.width, file.height, out_w, out_h)
         pixels = window.apply_image(decode_color(file, self.image_format))
         image = torch.from_numpy(_to_planes(pixels, (out_h, out_w), None))  # (3, H, W)
-        return {**dataset_dict, "image": image, "height": file.height, "width": file.width}
+        sample = {**dataset_dict, "image": image, "height": file.height, "width": file.width}
+        if self.labels:
+            sample["sem_seg"] = torch.from_numpy(read_local_label(dataset_dict))  # (H, W)
+        return sample
 
 
 def _to_planes(pixels: np.ndarray, size: tuple[int, int], pad_value: np.ndarray | None) -> np.ndarray:

@@ -17,7 +17,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 
 from ..label_space import IGNORE, LabelSpace
-from ..taxonomy import Taxonomy
+from ..taxonomy import PACKAGED, Taxonomy
 from ..yaml_file import did_you_mean
 from .files import data_root, list_pairs
 from .spaces import label_spaces
@@ -39,7 +39,6 @@ __all__ = [
 EVALUATOR_TYPE = "multiseg_sem_seg"
 #: Value of ``DATASETS.TAXONOMY`` for a union by exact class name.
 EXACT_NAMES = "exact_names"
-_PACKAGED_TAXONOMY = Path(__file__).resolve().parent / "taxonomy.yaml"
 
 
 class RegistrationError(ValueError):
@@ -246,7 +245,7 @@ def _spec_of(entry: str, where: str) -> DatasetSpec:
 
 @lru_cache(maxsize=1)
 def _packaged_taxonomy() -> Taxonomy:
-    return Taxonomy.load(_PACKAGED_TAXONOMY)
+    return Taxonomy.load(PACKAGED)
 
 
 @cache

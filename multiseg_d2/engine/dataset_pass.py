@@ -15,6 +15,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..data import loader
+from ..data.mapper import EvaluationMapper
 from ..modeling.augmented import build_inference_model
 from ..modeling.norm import UnseenChoice
 from .ranks import broadcast, unwrapped
@@ -43,6 +44,7 @@ def run_over(
     *,
     batches: PassLoader | None = None,
     views: bool = True,
+    labels: bool = False,
     amp_dtype: torch.dtype | None = None,
     on_ready: Callable[[UnseenChoice | None], object] = lambda _choice: None,
 ) -> Any:
@@ -61,6 +63,7 @@ def run_over(
             and ``evaluate()``, called once on all processes.
         batches: instead of the entry's test loader.
         views: score by the scales, mirrored images and windows of ``TEST``; False = one plain pass per image.
+        labels: the entry's test loader gives the samples their ``sem_seg``; an evaluator in ``modeling`` needs them.
         amp_dtype: ``torch.bfloat16`` or ``torch.float16`` for autocast; None = full precision.
         on_ready: told, before the first image, what was chosen for a dataset that the model was not trained on.
 
@@ -72,7 +75,8 @@ def run_over(
     """
     plain = unwrapped(model)
     broadcast(plain.buffers())
-    batches = loader.build_test_loader(cfg, entry) if batches is None else batches
+    if batches is None:
+        batches = loader.build_test_loader(cfg, entry, EvaluationMapper(cfg, labels=labels))
     shown = build_inference_model(cfg, plain) if views else plain
     device_type = next(plain.parameters()).device.type
     with ready_for(cfg, plain, entry) as choice, evaluating(shown), torch.no_grad():

@@ -8,7 +8,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
 from detectron2.utils import comm
 
@@ -42,7 +41,7 @@ class StopSignals:
         self.requested = False
         self._saved = False
         self._pid = os.getpid()
-        self._before: dict[int, Any] = {}
+        self._before: dict[int, object] = {}
 
     def __enter__(self) -> StopSignals:
         _entered.append(self)

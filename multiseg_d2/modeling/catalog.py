@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from ..label_space import LabelSpace
+from ..taxonomy import PACKAGED, Taxonomy
 
-__all__ = ["UnknownLabelSpaceError", "catalog_space", "requested_space", "training_datasets", "training_spaces"]
+__all__ = [
+    "UnknownLabelSpaceError",
+    "catalog_space",
+    "class_meanings",
+    "requested_space",
+    "training_datasets",
+    "training_spaces",
+]
 
 
 class UnknownLabelSpaceError(ValueError):
@@ -72,6 +81,25 @@ def training_spaces(cfg: CfgNode) -> dict[str, LabelSpace]:
     if target not in candidates:
         raise ValueError(f"DATASETS.REMAP_TO is {target!r}, but DATASETS.TRAIN and .TEST only hold {list(candidates)}")
     return dict.fromkeys(spaces, candidates[target])
+
+
+def class_meanings(cfg: CfgNode) -> dict[str, np.ndarray]:
+    """What the taxonomy says of the classes of each training dataset, also where label spaces are by exact names.
+
+    That is the file of ``DATASETS.TAXONOMY`` or, by exact names, the packaged one.
+
+    Returns:
+        Dataset -> (C, L) bool, see :meth:`.Taxonomy.meaning`.
+    """
+    choice = cfg.DATASETS.TAXONOMY
+    taxonomy = Taxonomy.load(PACKAGED if choice in ("", "exact_names") else choice)
+    meanings = {}
+    for entry in cfg.DATASETS.TRAIN:
+        dataset, space = catalog_space(entry)
+        spec = MetadataCatalog.get(entry).get("spec")
+        covers = {c.name: c.covers for c in spec.classes} if spec else dict.fromkeys(space.classes)
+        meanings[dataset] = taxonomy.meaning(covers, dataset)
+    return meanings
 
 
 def requested_space(sample: dict, known: Mapping[str, LabelSpace]) -> LabelSpace:

@@ -26,7 +26,7 @@ from multiseg_d2.data.register import (
 )
 from multiseg_d2.data.spec import SpecError, load_spec, packaged_specs
 from multiseg_d2.label_space import IGNORE, LabelSpace, stack_memberships
-from multiseg_d2.taxonomy import Taxonomy, TaxonomyError
+from multiseg_d2.taxonomy import PACKAGED, Taxonomy, TaxonomyError
 
 CITY = {
     "name": "my_city",
@@ -324,7 +324,7 @@ def test_register_from_config(tmp_path):
     register_from_config(cfg)
     register_from_config(cfg)
     assert "my_city_train" in DatasetCatalog.list() and isinstance(space_of("my_city_train"), LabelSpace)
-    reference = Taxonomy.load(register._PACKAGED_TAXONOMY)
+    reference = Taxonomy.load(PACKAGED)
     expected = reference.membership("camvid", space_of("camvid_val").classes)
     np.testing.assert_array_equal(space_of("camvid_val").membership[:, : len(reference.universal)], expected)
 

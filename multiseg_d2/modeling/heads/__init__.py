@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from .head import Head, registered_heads
+from .max_over_heads import MaxOverHeads
 from .per_dataset import PerDatasetHead
 from .trunk import Trunk
+from .unified import UnifiedHead
 
-__all__ = ["Head", "PerDatasetHead", "Trunk", "registered_heads"]
+__all__ = ["Head", "MaxOverHeads", "PerDatasetHead", "Trunk", "UnifiedHead", "registered_heads"]
