@@ -64,7 +64,13 @@ def dataset_dicts(found: Pairing, split: SplitSpec, root: str, whole: bool) -> l
         DatasetFilesError: the annotation file is missing, wrong, or of other files.
     """
     records = [
-        {"file_name": path, "image_id": image_id, "dataset": split.spec.dataset, "entry": split.entry}
+        {
+            "file_name": path,
+            "image_id": image_id,
+            "dataset": split.spec.dataset,
+            "entry": split.entry,
+            "annotation": split.annotation,
+        }
         for image_id, path in found.images.items()
     ]
     _add_annotations(records, found, split, root, whole)

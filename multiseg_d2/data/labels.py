@@ -20,6 +20,7 @@ from ..label_space import IGNORE, IllegalLabelError, LabelSpace, remap, to_local
 from ..yaml_file import did_you_mean
 from .decode import BadFileError, EncodedFile, decode_color, decode_index, open_file
 from .spec import DatasetSpec
+from .views import register_views
 
 __all__ = [
     "ExactLookup",
@@ -278,6 +279,7 @@ def label_targets(entries: Sequence[str], remap_to: str = "") -> dict[str, Label
     Raises:
         ValueError: ``remap_to`` is not registered.
     """
+    register_views(entries)
     target = _space_of(remap_to) if remap_to else None
     targets = {}
     for entry in entries:

@@ -19,9 +19,11 @@ from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
+from ..view_name import parse_view
 from .decode import BadFileError
 from .mapper import EvaluationMapper, TrainMapper
 from .schedule import Draw, Schedule
+from .views import register_views, write_view_lists
 
 __all__ = [
     "DrawDataset",
@@ -193,10 +195,11 @@ def build_train_loader(
     Args:
         cfg: DATASETS, DATALOADER, INPUT, SOLVER.IMS_PER_BATCH and SEED are used.
         start_step: the step that comes out first, for ``--resume``.
-        mapper: instead of ``TrainMapper(cfg)``.
+        mapper: instead of ``TrainMapper(cfg, entries=entries)``.
         max_bad_files: how many distinct unreadable images may be replaced by the next good one of their set before the
             run stops; 0 = the first one stops it. Wrong labels are never skipped.
-        entries: names in the catalog to train on instead of DATASETS.TRAIN.
+        entries: names in the catalog, or views, to train on instead of DATASETS.TRAIN. Which images views stand for
+            is written to ``views.json`` in OUTPUT_DIR.
         origin: step of the run with which these data begin: the schedule, its epochs included, counts from there.
 
     Returns:
@@ -205,14 +208,17 @@ def build_train_loader(
     Raises:
         ValueError: no or empty training sets, or a schedule that contradicts itself or the number of processes.
     """
-    entries = cfg.DATASETS.TRAIN if entries is None else entries
+    entries = tuple(cfg.DATASETS.TRAIN if entries is None else entries)
     if not entries:
         raise ValueError("DATASETS.TRAIN is empty.")
+    if start_step < origin:
+        raise ValueError(f"step {start_step} lies before step {origin}, with which these training sets begin")
+    register_views(entries)
     datasets = [_load(name) for name in entries]
     schedule, first = build_schedule(cfg, [len(d) for d in datasets], origin), start_step - origin
     world = comm.get_world_size()
     loader = TrainLoader(
-        DrawDataset(datasets, TrainMapper(cfg) if mapper is None else mapper, max_bad_files > 0),
+        DrawDataset(datasets, TrainMapper(cfg, entries=entries) if mapper is None else mapper, max_bad_files > 0),
         schedule,
         first,
         cfg.DATALOADER.NUM_WORKERS,
@@ -223,6 +229,9 @@ def build_train_loader(
     per_step = schedule.counts(first)
     for name, size, count in zip(entries, schedule.sizes, per_step):
         logger.info("%s: %d images; %d of the %d in step %d", name, size, count, sum(per_step), start_step)
+    if comm.is_main_process():
+        views = {name: [r["image_id"] for r in part] for name, part in zip(entries, datasets) if parse_view(name)}
+        write_view_lists(cfg.OUTPUT_DIR, views, resumed=start_step > origin)
     return loader
 
 
@@ -270,6 +279,7 @@ def build_test_loader(cfg: CfgNode, entry: str, mapper: Callable[[dict], dict] |
     Raises:
         ValueError: the set is empty.
     """
+    register_views((entry,))
     mapper = EvaluationMapper(cfg) if mapper is None else mapper
     return EvaluationLoader(_load(entry), mapper, cfg.DATALOADER.NUM_WORKERS)
 

@@ -16,6 +16,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.structures import Boxes, BoxMode, Instances
 
 from ..label_space import IGNORE
+from ..sample import DatasetDict, Sample
 from .augment import CropWindow, draw_color_jitter, draw_crop, draw_scale
 from .decode import check_sizes, decode_color, open_file
 from .labels import LabelTarget, label_path, label_targets, read_local_label
@@ -63,10 +64,11 @@ class TrainMapper:
         self.pad_value = np.rint(pad_value).astype(np.uint8)
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Arguments from INPUT, MODEL.PIXEL_MEAN, DATASETS.TRAIN and DATASETS.REMAP_TO."""
+    def from_config(cls, cfg: CfgNode, entries: Sequence[str] | None = None) -> dict[str, Any]:
+        """Arguments from INPUT, MODEL.PIXEL_MEAN and DATASETS.REMAP_TO, for ``entries``, default DATASETS.TRAIN."""
+        entries = cfg.DATASETS.TRAIN if entries is None else entries
         return {
-            "targets": label_targets(cfg.DATASETS.TRAIN, cfg.DATASETS.REMAP_TO),
+            "targets": label_targets(entries, cfg.DATASETS.REMAP_TO),
             "image_format": cfg.INPUT.FORMAT,
             "crop_size": _crop_size(cfg),
             "scale_range": _scale_range(cfg),
@@ -76,7 +78,7 @@ class TrainMapper:
             "pad_value": cfg.MODEL.PIXEL_MEAN,
         }
 
-    def __call__(self, dataset_dict: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+    def __call__(self, dataset_dict: DatasetDict, rng: np.random.Generator) -> Sample:
         """Maps one dataset dict; the dict itself is not changed.
 
         Args:
@@ -115,7 +117,8 @@ class TrainMapper:
 
         size = self.crop_size or pixels.shape[:2]
         sample = {key: dataset_dict[key] for key in _PASSED_ON if key in dataset_dict}
-        sample.update(dataset=target.dataset, height=file.height, width=file.width)
+        sample.update(dataset=target.dataset, annotation=_annotation(dataset_dict))
+        sample.update(height=file.height, width=file.width)
         sample["image"] = torch.from_numpy(_to_planes(pixels, size, self.pad_value))  # (3, H, W)
         if label_file is not None:
             stored = target.reader.decode(label_file, rows) if stored is None else stored
@@ -155,7 +158,7 @@ class EvaluationMapper:
             "max_size": cfg.INPUT.MAX_SIZE_TEST,
         }
 
-    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, dataset_dict: DatasetDict) -> Sample:
         """Returns the dataset dict with ``image`` (3, H, W) uint8 and the original ``height`` and ``width`` added.
 
         Raises:
@@ -174,6 +177,12 @@ class EvaluationMapper:
         if self.labels:
             sample["sem_seg"] = torch.from_numpy(read_local_label(dataset_dict))  # (H, W)
         return sample
+
+
+def _annotation(dataset_dict: dict[str, Any]) -> str:
+    """What is known of an image; dataset dicts of other code do not say it."""
+    kinds = {"sem_seg_file_name": "pixel", "pan_seg_file_name": "pixel", "annotations": "box", "image_tags": "tag"}
+    return dataset_dict.get("annotation") or next((kind for key, kind in kinds.items() if key in dataset_dict), "none")
 
 
 def _to_planes(pixels: np.ndarray, size: tuple[int, int], pad_value: np.ndarray | None) -> np.ndarray:

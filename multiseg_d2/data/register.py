@@ -18,10 +18,12 @@ from detectron2.data.catalog import Metadata
 
 from ..label_space import IGNORE, LabelSpace
 from ..taxonomy import PACKAGED, Taxonomy
+from ..view_name import ViewNameError, base_entry
 from ..yaml_file import did_you_mean
 from .files import data_root, list_pairs
 from .spaces import label_spaces
 from .spec import DatasetSpec, SplitSpec, load_spec, packaged_specs
+from .views import refresh_views, register_views
 
 __all__ = [
     "EVALUATOR_TYPE",
@@ -95,6 +97,7 @@ def register_from_config(cfg: CfgNode) -> None:
     for key in ("TRAIN", "TEST"):
         for name in cfg.DATASETS[key]:
             _spec_of(name, f"DATASETS.{key}")
+        register_views(cfg.DATASETS[key])
     use_taxonomy(cfg.DATASETS.TAXONOMY, cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
 
 
@@ -212,6 +215,7 @@ def _rebuild(base: Taxonomy, used: tuple[str, ...] | None) -> None:
     for name, spec in _state.specs.items():
         for split in spec.splits.values():
             _set_metadata(split, spaces[name])
+    refresh_views()
 
 
 def _set_metadata(split: SplitSpec, space: LabelSpace) -> None:
@@ -234,13 +238,18 @@ def _set_metadata(split: SplitSpec, space: LabelSpace) -> None:
 
 
 def _spec_of(entry: str, where: str) -> DatasetSpec:
+    """The spec behind an entry or a view of one."""
     entries = {split.entry: spec for spec in _state.specs.values() for split in spec.splits.values()}
-    if entry not in entries:
+    try:
+        base = base_entry(entry)
+    except ViewNameError as problem:
+        raise RegistrationError(f"{where}: {problem}") from None
+    if base not in entries:
         raise RegistrationError(
-            f"{where}: {entry!r} is not registered with a label space{did_you_mean(entry, entries)}. Add the file of "
+            f"{where}: {base!r} is not registered with a label space{did_you_mean(base, entries)}. Add the file of "
             f"its spec to DATASETS.SPECS. Registered specs: {', '.join(_state.specs)}."
         )
-    return entries[entry]
+    return entries[base]
 
 
 @lru_cache(maxsize=1)

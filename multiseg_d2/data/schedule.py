@@ -53,7 +53,8 @@ class Schedule:
               ``interval`` = t > 1: one set per step, t consecutive steps, then the next set (CDCL's interval, in our
               reading);
             * ``"fixed"``: ``weights[k]`` images of set k in each step;
-            * ``"size"``: a mixture, set k with probability ~ ``sizes[k] ** (1 / temperature)``;
+            * ``"size"``: a mixture, set k with probability ~ ``sizes[k] ** (1 / temperature)``; with temperature 1 all
+              sets together have epochs: every image once among the first ``sum(sizes)`` images, and so on;
             * ``"weights"``: a mixture, set k with probability ~ ``weights[k]``.
         weights: K numbers for ``"fixed"`` (whole numbers) and ``"weights"``, else empty.
         temperature: for ``"size"``: 1 = proportional, 2 = square root, towards infinity = uniform.
@@ -83,7 +84,8 @@ class Schedule:
         self._per_step = [int(w) for w in weights] if kind == "fixed" else [self.images_per_batch] * len(self.sizes)
         if kind in ("size", "weights"):
             shares = weights if kind == "weights" else [n ** (1 / temperature) for n in self.sizes]
-            self._mixture = _Mixture(shares, self.seed)
+            exact = kind == "size" and temperature == 1
+            self._mixture = _Mixture(self.sizes if exact else shares, self.seed, exact)
         self._epochs: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
 
     def _check(self, weights: Sequence[float], temperature: float) -> None:
@@ -183,36 +185,44 @@ class _Mixture:
     of its own in which dataset 1 does the same with its share of the rest, and so on. All in whole numbers, so the
     result is the same on every machine. After any g images dataset k has had ``g * p_k`` to within ``k + 1`` images.
     Inside each block the order is then shuffled by a seeded permutation.
+
+    With ``exact``, shares are whole numbers, and after every ``sum(shares)`` images dataset k has had ``shares[k]`` of
+    them: no block reaches over that boundary.
     """
 
     _ONE = 1 << 48
 
-    def __init__(self, shares: Sequence[float], seed: int) -> None:
+    def __init__(self, shares: Sequence[float], seed: int, exact: bool = False) -> None:
         self._seed = seed
         rests = list(accumulate(reversed(shares)))[::-1]
-        # Share of dataset k among those from k on; the last one with a share takes all that is left.
-        self._parts = [round(s / r * self._ONE) if r > 0 else 0 for s, r in zip(shares, rests)]
-        self._parts[max(k for k, s in enumerate(shares) if s > 0)] = self._ONE
-        self._phases = [_hash63(seed, -1, k) % self._ONE for k in range(len(shares))]
+        self._period = rests[0] if exact else _BLOCK
+        # Share of dataset k among those from k on, as a fraction; the last one with a share takes all that is left.
+        one = self._ONE
+        self._parts = [(s, r) if exact else (round(s / r * one) if r > 0 else 0, one) for s, r in zip(shares, rests)]
+        self._parts[max(k for k, s in enumerate(shares) if s > 0)] = (1, 1)
+        self._phases = [_hash63(seed, -1, k) % whole for k, (_, whole) in enumerate(self._parts)]
         self._cache: tuple[int, np.ndarray] = (-1, np.empty((0, 0)))
 
     def counts(self, length: int) -> list[int]:
         """Images of each dataset among the first ``length`` of the shuffled sequence."""
-        block, offset = divmod(length, _BLOCK)
+        period, inside = divmod(length, self._period)
+        block, offset = divmod(inside, _BLOCK)
         if offset == 0:
             return self._even(length)
+        start, block = length - offset, period * -(-self._period // _BLOCK) + block
         if self._cache[0] != block:
-            before = self._even(block * _BLOCK)
-            inside = np.subtract(self._even((block + 1) * _BLOCK), before)
-            members = np.repeat(np.arange(len(inside)), inside)[_permutation(_BLOCK, self._seed, -1, block)]
-            table = np.cumsum(members[:, None] == np.arange(len(inside)), axis=0) + before  # (_BLOCK, K)
+            size = min(_BLOCK, (period + 1) * self._period - start)
+            before = self._even(start)
+            members = np.repeat(np.arange(len(before)), np.subtract(self._even(start + size), before))
+            members = members[_permutation(size, self._seed, -1, block)]
+            table = np.cumsum(members[:, None] == np.arange(len(before)), axis=0) + before  # (size, K)
             self._cache = (block, table)
         return self._cache[1][offset - 1].tolist()
 
     def _even(self, length: int) -> list[int]:
         counts = []
-        for part, phase in zip(self._parts, self._phases):
-            counts.append((length * part + phase) // self._ONE)
+        for (part, whole), phase in zip(self._parts, self._phases):
+            counts.append((length * part + phase) // whole)
             length -= counts[-1]
         return counts
 

@@ -74,6 +74,7 @@ class SplitSpec:
         annotation_file: JSON of encoding ``panoptic`` and of box and tag annotations.
         annotation: ``"pixel"``, ``"box"``, ``"tag"`` or ``"none"``.
         count: official number of images, None where there is no official one.
+        suffix: of the entry's name, for views: ``"[:30]"``.
         spec: the dataset that the split belongs to; set by :class:`DatasetSpec`.
     """
 
@@ -84,12 +85,13 @@ class SplitSpec:
     annotation_file: str = ""
     annotation: str = "pixel"
     count: int | None = None
+    suffix: str = ""
     spec: DatasetSpec = field(default=None, repr=False, compare=False)  # type: ignore[assignment]
 
     @property
     def entry(self) -> str:
         """Name of the entry in Detectron2's catalogs, for example ``"camvid_train"``."""
-        return f"{self.spec.name}_{self.name}"
+        return f"{self.spec.name}_{self.name}{self.suffix}"
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from detectron2.utils import comm
 from ..atomic_file import write_atomically
 from ..data.decode import read_image
 from ..data.labels import label_path, read_local_label
+from ..data.views import register_views
 from . import confusion, pictures
 from .confusion_plot import confusion_plot
 from .official import rule_of
@@ -65,6 +66,7 @@ class MultiDatasetEvaluator(DatasetEvaluator):
         self, catalog_name: str, *, output_dir: str | None = None, num_pictures: int = 0, distributed: bool = True
     ) -> None:
         self._name = catalog_name
+        register_views((catalog_name,))
         self._metadata = MetadataCatalog.get(catalog_name)
         if self._metadata.annotation != "pixel":
             raise EvaluationError(

@@ -10,6 +10,7 @@ from detectron2.data import MetadataCatalog
 
 from ..label_space import LabelSpace
 from ..taxonomy import PACKAGED, Taxonomy
+from ..view_name import base_entry
 
 __all__ = [
     "UnknownLabelSpaceError",
@@ -31,7 +32,8 @@ def catalog_space(catalog_name: str) -> tuple[str, LabelSpace]:
     Raises:
         KeyError: no such entry, or one that was registered without a label space.
     """
-    metadata = MetadataCatalog.get(catalog_name) if catalog_name in MetadataCatalog.list() else None
+    known = catalog_name if catalog_name in MetadataCatalog.list() else base_entry(catalog_name)  # views share a space
+    metadata = MetadataCatalog.get(known) if known in MetadataCatalog.list() else None
     if not hasattr(metadata, "label_space"):
         what = "is not registered" if metadata is None else "was registered without a label space"
         raise KeyError(

@@ -65,6 +65,7 @@ def test_pairs_have_equal_ids_in_a_stable_order(tmp_path):
             "image_id": i,
             "dataset": "city",
             "entry": "city_val",
+            "annotation": "pixel",
         }
     assert list_pairs(split, str(tmp_path)) == records
 
@@ -153,7 +154,13 @@ def test_empty_split_is_refused_with_an_example_of_what_is_there(tmp_path):
 def test_split_without_labels_has_no_label_key(tmp_path):
     touch(tmp_path, "im/1.jpg", "gt/1.png")
     assert list_pairs(make_split(tmp_path, labels=None), str(tmp_path)) == [
-        {"file_name": f"{tmp_path}/im/1.jpg", "image_id": "1", "dataset": "city", "entry": "city_val"}
+        {
+            "file_name": f"{tmp_path}/im/1.jpg",
+            "image_id": "1",
+            "dataset": "city",
+            "entry": "city_val",
+            "annotation": "none",
+        }
     ]
 
 

@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 import signal
+from collections import Counter
 from itertools import islice
 
 import cv2
@@ -113,6 +114,24 @@ def test_a_resumed_loader_continues_where_it_stopped(root):
     for start in (4, 10):
         resumed = build_train_loader(config(**{"DATALOADER.NUM_WORKERS": 1}), start_step=start)
         assert same(unbroken[start:], steps(resumed, 11 - start))
+
+
+@pytest.mark.parametrize("kind", ["size", "alternation"])
+def test_a_round_from_any_origin_sees_every_image_equally_often(root, kind):
+    """Eight images in two sets, two per step: eight steps are two epochs, wherever in the run they begin."""
+    cfg = config(**{"DATALOADER.SCHEDULE": kind, "SOLVER.IMS_PER_BATCH": 2})
+    entries = ("loader_a_train", "loader_b_train") if kind == "size" else ("loader_a_train",)
+    length = 8 if kind == "size" else 5
+    orders = []
+    for origin in (0, 7, 1001):
+        round_ = steps(build_train_loader(cfg, origin, entries=entries, origin=origin), length)
+        assert set(Counter(s["file_name"] for step in round_ for s in step).values()) == {2}
+        orders.append([s["draw"] for step in round_ for s in step])
+        resumed = build_train_loader(cfg, origin + 3, entries=entries, origin=origin)
+        assert same(round_[3:], steps(resumed, length - 3))
+    assert orders[0] != orders[1] != orders[2]
+    with pytest.raises(ValueError, match="step 6 lies before step 7"):
+        build_train_loader(cfg, 6, origin=7)
 
 
 def test_every_iteration_begins_anew_and_leaves_global_generators_alone(root):

@@ -127,6 +127,24 @@ def test_size_proportional_mixtures():
     np.testing.assert_allclose(shares(1e9), np.array([1, 1, 1]) / 3, atol=2e-3)
 
 
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.integers(1, 900), min_size=1, max_size=4), st.integers(0, 99), st.integers(0, 10**6))
+def test_proportional_mixtures_have_common_epochs(sizes, seed, epoch):
+    """Every image once among the first ``sum(sizes)``, once among the next, and so on, however far."""
+    mixture = Schedule(sizes, 1, "size", seed=seed)._mixture
+    assert mixture.counts(epoch * sum(sizes)) == [epoch * n for n in sizes]
+    total = sum(sizes)
+    draws = Counter((d.dataset, d.index) for d in Schedule(sizes, total, "size", seed=seed).step(epoch))
+    assert draws == Counter({(k, i): 1 for k, n in enumerate(sizes) for i in range(n)})
+
+
+@pytest.mark.parametrize(("sizes", "batch"), [([1200, 116], 4), ([1316], 2), ([505, 600, 233], 2)])
+def test_a_round_of_two_epochs_sees_every_image_twice(sizes, batch):
+    schedule = Schedule(sizes, batch, "size", seed=8)
+    seen = Counter((d.dataset, d.index) for step in range(2 * sum(sizes) // batch) for d in schedule.step(step))
+    assert set(seen.values()) == {2} and len(seen) == sum(sizes)
+
+
 @pytest.mark.parametrize("interval", [1, 2, 3, 5])
 def test_alternation_visits_datasets_in_turn(interval):
     sizes, batch = [11, 5, 8], 4
