@@ -34,6 +34,7 @@ test-slow: setup
 lint: setup
 	"$(PY)" -m ruff check .
 	"$(PY)" -m ruff format --check .
+	"$(PY)" -m mypy
 
 format: setup
 	"$(PY)" -m ruff check --fix .

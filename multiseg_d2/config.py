@@ -101,5 +101,8 @@ def add_multiseg_config(cfg: CN) -> None:
     cfg.TEST.SLIDING_WINDOW = (0, 0)
     # Metric by which weights/best.pth is kept, as metrics.json names it (camvid_val/sem_seg/mIoU); "" = none.
     cfg.TEST.BEST_METRIC = ""
-    # Pictures (image | ground truth | prediction) written per dataset in an evaluation.
+    # Pictures (image | ground truth | prediction | errors) per dataset in an evaluation, as files and in TensorBoard.
     cfg.TEST.NUM_PICTURES = 4
+    # Not ours: Detectron2 shows none (0). Steps between pictures of the training batch in TensorBoard, one per dataset;
+    # those of the last step are shown in any case.
+    cfg.VIS_PERIOD = 500

@@ -82,7 +82,7 @@ class LabelSpace:
     colors: np.ndarray
     raw_to_local: np.ndarray
     membership: np.ndarray
-    main_universal: np.ndarray = field(default=None)  # type: ignore[assignment]
+    main_universal: np.ndarray = field(default=None)  # type: ignore[arg-type]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", tuple(self.classes))

@@ -102,6 +102,29 @@ def test_names_say_what_is_inside():
     assert not vague, vague
 
 
+def test_only_tests_are_called_tests():
+    """Pytest takes such names for tests wherever they are imported."""
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"
+        for path in PYTHON
+        if path.relative_to(ROOT).parts[0] != "tests"
+        for node in ast.walk(ast.parse(text_of(path)))
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and re.match("test_|Test", node.name)
+    ]
+    modules = [
+        str(path.relative_to(ROOT)) for path in PYTHON if path.stem.startswith("test_") and "tests" not in path.parts
+    ]
+    assert not found + modules, found + modules
+
+
+def test_the_package_imports_itself_relatively_and_logs_under_one_name():
+    absolute = re.compile(r"^\s*(?:from multiseg_d2[. ]|import multiseg_d2)")
+    other_loggers = re.compile(r"^_?log(?:ger)? = (?!logging\.getLogger\(__name__\)$)|^_logger = ")
+    package = [path for path in PYTHON if path.is_relative_to(ROOT / "multiseg_d2")]
+    found = lines_with(absolute, package) + lines_with(other_loggers, package)
+    assert not found, "\n".join(found)
+
+
 def test_nothing_is_left_unfinished():
     words = "|".join(["TO" + "DO", "FIX" + "ME", "XX" + "X", "raise NotImplemented" + "Error"])
     found = lines_with(re.compile(rf"\b(?:{words})\b"), PYTHON)

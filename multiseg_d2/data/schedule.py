@@ -37,7 +37,7 @@ class Draw(NamedTuple):
     """
 
     dataset: int
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody wants of a draw
     seed: int
 
 

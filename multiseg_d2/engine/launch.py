@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -147,7 +148,7 @@ def _start_and_watch(main: Main, args: argparse.Namespace) -> int:
             print("error: several machines need --dist-url tcp://HOST:PORT, the same on all of them", file=sys.stderr)
             return _EXIT_CONFIG
         store = dist.TCPStore(_LOCALHOST, 0, is_master=True, wait_for_workers=False)  # 0: any free port
-    context = multiprocessing.get_context(_START_METHOD)
+    context: Any = multiprocessing.get_context(_START_METHOD)
     processes = []
     for local_rank in range(local):
         rank = args.machine_rank * local + local_rank
@@ -167,7 +168,9 @@ def _child(main: Main, args: argparse.Namespace, place: _Place) -> None:
 
 def _end_with_parent() -> None:
     """Nobody would collect this process after the parent was killed."""
-    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
     os._exit(1)
 
 
@@ -176,7 +179,7 @@ class _Watcher:
 
     def __init__(self, processes: list) -> None:
         self._processes = processes
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}
         self._interrupts = 0
         self._deadline = float("inf")
 

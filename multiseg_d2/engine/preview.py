@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from detectron2.engine import HookBase
@@ -17,7 +19,7 @@ __all__ = ["PreviewHook"]
 
 
 class PreviewHook(HookBase):
-    """Shows the first image of each dataset of the batch, with labels and prediction, every ``period`` steps.
+    """Shows the first image of each dataset of the batch, with labels and prediction: every ``period`` steps, and last.
 
     For the main process; nothing that is trained changes by it.
 
@@ -29,14 +31,15 @@ class PreviewHook(HookBase):
         self.period = period
 
     def after_step(self) -> None:
-        """Draws where the step's number says so."""
-        if (self.trainer.iter + 1) % self.period == 0:
+        """Draws where the step's number says so, and after the last step."""
+        done = self.trainer.iter + 1
+        if done % self.period == 0 or done == self.trainer.max_iter:
             self.draw()
 
     @torch.no_grad()
     def draw(self) -> None:
         """Puts one picture per dataset of the last batch into the event storage."""
-        spaces, first = training_spaces(self.trainer.cfg), {}
+        spaces, first = training_spaces(self.trainer.cfg), dict[str, Any]()
         for sample in self.trainer.last_batch:
             first.setdefault(sample["dataset"], sample)
         model = unwrapped(self.trainer.model)

@@ -13,6 +13,7 @@ from detectron2.utils.logger import setup_logger
 from ..data.register import register_from_config
 from .config_check import check_config
 from .config_file import ConfigError, load_config
+from .idle_keys import idle_keys
 from .signals import EXIT_STOPPED
 
 __all__ = ["argument_parser", "setup"]
@@ -64,6 +65,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg.freeze()
     default_setup(cfg, args)
     logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="multiseg_d2")
+    if idle := idle_keys(cfg):
+        logger.warning("these keys of Detectron2 have no effect here:\n%s", "\n".join(f"  - {line}" for line in idle))
     if wanted != cfg.MODEL.DEVICE:
         logger.warning("MODEL.DEVICE is %s, but there is no GPU here, or --num-gpus is 0: using the CPU", wanted)
     return cfg

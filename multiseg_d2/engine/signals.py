@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from detectron2.utils import comm
 
@@ -41,7 +42,7 @@ class StopSignals:
         self.requested = False
         self._saved = False
         self._pid = os.getpid()
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
         _entered.append(self)

@@ -24,8 +24,8 @@ from ..checkpoint import AtomicCheckpointer, load_weights
 from ..checkpoint.file import check_plain, write_checkpoint
 from ..checkpoint.resume import ResumeError, check_parameter_names, check_sizes, log_config_changes, run_facts
 from ..data import loader
-from ..evaluation import build_evaluator, write_report
-from .dataset_pass import run_over
+from ..evaluation import build_evaluator, with_means, write_report
+from .dataset_pass import PassLoader, run_over
 from .ema import EMAHook
 from .hooks import BestWeightsHook, CheckpointHook, EvaluationHook, LearningRateHook, StopHook, in_order
 from .preview import PreviewHook
@@ -130,7 +130,7 @@ class Trainer(DefaultTrainer):
         return loader.build_train_loader(cfg, start_step, entries=entries, origin=origin)
 
     @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict]]:
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> PassLoader:
         """This process's part of a test set, one sample per batch."""
         return loader.build_test_loader(cfg, dataset_name)
 
@@ -156,7 +156,7 @@ class Trainer(DefaultTrainer):
     def register_hooks(self, hooks: list[HookBase | None]) -> None:
         """Adds hooks; those that change what is saved run before it is saved, see :func:`.in_order`."""
         super().register_hooks(hooks)
-        self._hooks = in_order(self._hooks)
+        self._hooks: list[HookBase] = in_order(self._hooks)
 
     def build_writers(self) -> list[EventWriter]:
         """Console with ETA, ``metrics.json``, and TensorBoard where it is installed."""
@@ -249,7 +249,8 @@ class Trainer(DefaultTrainer):
         """Evaluates every dataset of ``DATASETS.TEST`` in its own label space and writes one report.
 
         Returns:
-            Results by catalog name (also for a single one); empty dicts on other processes than the main one.
+            Results by catalog name (also for a single one), and their means as ``"mean"``; empty dicts on other
+            processes than the main one.
         """
         results: dict[str, Any] = {}
         for index, name in enumerate(cfg.DATASETS.TEST):
@@ -257,7 +258,7 @@ class Trainer(DefaultTrainer):
             results[name] = run_over(cfg, model, name, evaluator, batches=cls.build_test_loader(cfg, name))
         if comm.is_main_process() and results:
             write_report(results, evaluation_dir(cfg))
-        return results
+        return with_means(results)
 
     # ---- state ---------------------------------------------------------------------------------------------------
     def resume_or_load(self, resume: bool = True) -> None:

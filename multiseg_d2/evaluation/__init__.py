@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from .evaluator import EvaluationError, MultiDatasetEvaluator, build_evaluator
 from .report import write_report
+from .scores import Coverage, with_means
 
-__all__ = ["EvaluationError", "MultiDatasetEvaluator", "build_evaluator", "write_report"]
+__all__ = ["Coverage", "EvaluationError", "MultiDatasetEvaluator", "build_evaluator", "with_means", "write_report"]

@@ -124,10 +124,10 @@ def count(prediction: np.ndarray, ground_truth: np.ndarray, num_classes: int, ig
         codes <<= 8
         codes |= prediction[start : start + _PIXELS]
         pairs += np.bincount(codes, minlength=1 << 16)
-    pairs = pairs.reshape(256, 256)  # (ground truth, prediction)
-    _check_ids(pairs.sum(1), "ground truth", num_classes, ignore)
-    _check_ids(pairs.sum(0), "prediction", num_classes, ignore)
-    return np.concatenate([pairs[:num_classes, :num_classes], pairs[:num_classes, ignore, None]], axis=1)
+    table = pairs.reshape(256, 256)  # (ground truth, prediction)
+    _check_ids(table.sum(1), "ground truth", num_classes, ignore)
+    _check_ids(table.sum(0), "prediction", num_classes, ignore)
+    return np.concatenate([table[:num_classes, :num_classes], table[:num_classes, ignore, None]], axis=1)
 
 
 def class_iou(matrix: np.ndarray) -> np.ndarray:

@@ -15,14 +15,17 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
 
 from ..atomic_file import write_atomically
 from ..data.decode import read_image
 from ..data.labels import label_path, read_local_label
 from ..data.views import register_views
+from ..label_space import IGNORE
 from . import confusion, pictures
 from .confusion_plot import confusion_plot
 from .official import rule_of
+from .scores import Coverage
 
 __all__ = ["EvaluationError", "MultiDatasetEvaluator", "build_evaluator", "predicted_labels"]
 
@@ -58,6 +61,10 @@ class MultiDatasetEvaluator(DatasetEvaluator):
             always of the same images; if there are any, the confusion matrix is drawn, too.
         distributed: whether the counts of all ranks are added up.
 
+    Attributes:
+        coverage: whether the model was trained on the dataset and which classes it cannot name; set by who knows the
+            model, before :meth:`evaluate`. Nothing is scored differently for it, but the report says it.
+
     Raises:
         EvaluationError: the entry has no pixel labels.
     """
@@ -78,6 +85,7 @@ class MultiDatasetEvaluator(DatasetEvaluator):
         self._folder = os.path.join(output_dir, catalog_name) if output_dir else None
         self._num_pictures = num_pictures if output_dir else 0
         self._distributed = distributed
+        self.coverage = Coverage()
         self.reset()
 
     def reset(self) -> None:
@@ -92,8 +100,9 @@ class MultiDatasetEvaluator(DatasetEvaluator):
 
         Args:
             inputs: samples of the test loader, with ``file_name`` and what names the label.
-            outputs: per sample ``{"sem_seg": (C, H, W) scores}`` or ``{"sem_seg_labels": (H, W) local ids}``, the
-                latter with 255 where nothing is predicted; tensors on any device. H and W are the label's.
+            outputs: per sample ``{"sem_seg": (C, H, W) scores}``, (C + 1, H, W) where the last one is that of *void*,
+                or ``{"sem_seg_labels": (H, W) local ids}`` with 255 where nothing is predicted; tensors on any device.
+                H and W are the label's.
 
         Raises:
             EvaluationError: no label, another size or number of classes, scores that are not numbers, illegal ids.
@@ -116,14 +125,14 @@ class MultiDatasetEvaluator(DatasetEvaluator):
             if sample["file_name"] in self._pictured:
                 self._write_picture(sample, prediction, ground_truth, matrix)
 
-    def evaluate(self) -> OrderedDict[str, OrderedDict[str, float]] | None:
+    def evaluate(self) -> OrderedDict[str, Any] | None:
         """The scores, in percent, under the names that Detectron2's ``SemSegEvaluator`` uses.
 
         Returns:
-            ``{"sem_seg": scores}`` on the main process, None on the others. The scores are ``mIoU`` (mean over the
-            classes with ground truth), ``fwIoU``, ``mACC``, ``pACC``, ``IoU-<class>``, ``ACC-<class>`` (nan: n/a, the
-            class has no ground truth), ``classes`` (number of classes scored), ``images``, and with the prefix
-            ``official_`` what :meth:`OfficialRule.score` returns.
+            ``{"sem_seg": scores, "coverage": coverage}`` on the main process, None on the others. The scores are
+            ``mIoU`` (mean over the classes with ground truth), ``fwIoU``, ``mACC``, ``pACC``, ``IoU-<class>``,
+            ``ACC-<class>`` (nan: n/a, the class has no ground truth), ``classes`` (number of classes scored),
+            ``images``, and with the prefix ``official_`` what :meth:`OfficialRule.score` returns.
 
         Raises:
             EvaluationError: no image was processed.
@@ -139,7 +148,7 @@ class MultiDatasetEvaluator(DatasetEvaluator):
             raise EvaluationError(f"{self._name}: no image was evaluated")
         matrices = {name: sum(part[name] for part, _ in parts) for name in self._matrices}
         self._write_matrix(matrices["plain"])
-        return OrderedDict(sem_seg=self._scores(matrices, images))
+        return OrderedDict(sem_seg=self._scores(matrices, images), coverage=self.coverage)
 
     def _scores(self, matrices: Mapping[str, np.ndarray], images: int) -> OrderedDict[str, float]:
         matrix, classes = matrices["plain"], self._space.classes
@@ -183,6 +192,7 @@ class MultiDatasetEvaluator(DatasetEvaluator):
         stem = os.path.splitext(os.path.basename(sample["file_name"]))[0]
         position = self._pictured[sample["file_name"]]
         pictures.save(picture, os.path.join(self._folder, "pictures", f"{position:06d}_{stem}.png"))
+        _show(f"evaluation/{self._name}/{stem}", picture)
 
     def _write_matrix(self, matrix: np.ndarray) -> None:
         if self._folder is None:
@@ -195,6 +205,15 @@ class MultiDatasetEvaluator(DatasetEvaluator):
             pictures.save(picture, os.path.join(self._folder, "confusion_matrix.png"))
 
 
+def _show(name: str, picture: np.ndarray) -> None:
+    """Puts a picture into Detectron2's event storage, for TensorBoard; outside a training run there is none."""
+    try:
+        storage = get_event_storage()
+    except AssertionError:
+        return
+    storage.put_image(name, picture.transpose(2, 0, 1))  # (3, h, w)
+
+
 def predicted_labels(output: Mapping[str, Any], num_classes: int) -> np.ndarray:
     """The label map of one output of a model.
 
@@ -203,7 +222,7 @@ def predicted_labels(output: Mapping[str, Any], num_classes: int) -> np.ndarray:
         num_classes: C.
 
     Returns:
-        (H, W) local ids, uint8 where they come from scores.
+        (H, W) local ids, uint8 where they come from scores; 255 where *void* has the largest score.
 
     Raises:
         ValueError: the scores are of another number of classes, or not numbers.
@@ -211,16 +230,18 @@ def predicted_labels(output: Mapping[str, Any], num_classes: int) -> np.ndarray:
     if "sem_seg_labels" in output:
         return torch.as_tensor(output["sem_seg_labels"]).cpu().numpy()
     scores = output["sem_seg"].detach()
-    if scores.ndim != 3 or len(scores) != num_classes:
+    if scores.ndim != 3 or len(scores) not in (num_classes, num_classes + 1):
         raise ValueError(
-            f"the scores are {tuple(scores.shape)}, but (C, H, W) with C = {num_classes} classes is needed: "
-            "did the model answer in another label space?"
+            f"the scores are {tuple(scores.shape)}, but (C, H, W) with C = {num_classes} classes is needed (or one "
+            "more for void): did the model answer in another label space?"
         )
     if scores.device.type != "cpu":
-        return _argmax_on_device(scores)
-    if scores.dtype not in (torch.float32, torch.float64):  # numpy has no bfloat16, and its float16 is slow
-        scores = scores.float()
-    return confusion.argmax(scores.numpy())
+        labels = _argmax_on_device(scores)
+    else:  # numpy has no bfloat16, and its float16 is slow
+        labels = confusion.argmax((scores if scores.dtype == torch.float64 else scores.float()).numpy())
+    if len(scores) > num_classes:
+        labels[labels == num_classes] = IGNORE
+    return labels
 
 
 def _argmax_on_device(scores: torch.Tensor) -> np.ndarray:

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from ..atomic_file import write_atomically
 from .report_tables import dataset_tables, markdown, summary_table
-from .scores import DatasetScores, collect, mean_miou
+from .scores import DatasetScores, collect, means
 
 __all__ = ["as_csv", "as_json", "write_report"]
 
@@ -23,12 +23,14 @@ logger = logging.getLogger(__name__)
 
 
 def write_report(
-    results: Mapping[str, Mapping[str, Mapping[str, float]]], output_dir: str | Path, console: Console | None = None
+    results: Mapping[str, Mapping[str, Mapping[str, float]]],
+    output_dir: str | Path,
+    console: Console | None = None,
 ) -> dict[str, Any]:
     """Prints the tables of an evaluation and writes ``report.json``, ``report.csv`` and ``report.md``.
 
     Args:
-        results: catalog entry -> what its evaluator returned. Empty ones (of other ranks) are passed over.
+        results: catalog entry -> what its evaluator returned, see :func:`.scores.collect`.
         output_dir: folder of the files.
         console: where to print; default: standard output.
 
@@ -63,7 +65,9 @@ def as_json(scores: Sequence[DatasetScores]) -> dict[str, Any]:
             "images": one.images,
             "classes": len(one.iou),
             "classes_scored": one.classes_scored,
-            **_plain(one.overall),
+            "seen": one.coverage.seen,
+            "unnameable": list(one.coverage.unnameable),
+            **_plain({**one.overall, "nameable_mIoU": one.nameable_miou}),
             "IoU": _plain(one.iou),
             "ACC": _plain(one.accuracy),
             "official": None,
@@ -77,11 +81,14 @@ def as_json(scores: Sequence[DatasetScores]) -> dict[str, Any]:
                 "IoU": _plain(one.official.iou),
                 "groupings": {name: _plain(groups) for name, groups in one.official.groupings.items()},
             }
-    return {"unit": "percent", "datasets": datasets, "mean": _plain({"mIoU": mean_miou(scores)})}
+    return {"unit": "percent", "datasets": datasets, "mean": _plain(means(scores))}
 
 
 def as_csv(scores: Sequence[DatasetScores]) -> str:
-    """One value per row: catalog, dataset, rule (plain or official), metric, class or group, value; empty = n/a."""
+    """One value per row: catalog, dataset, rule (plain or official), metric, class or group, value; empty = n/a.
+
+    The last rows are the means, in place of a catalog entry ``mean``, ``mean/seen`` and ``mean/unseen``.
+    """
     text = io.StringIO()
     write = csv.writer(text, lineterminator="\n")
     write.writerow(["catalog", "dataset", "rule", "metric", "class", "value"])
@@ -92,7 +99,9 @@ def as_csv(scores: Sequence[DatasetScores]) -> str:
             write.writerow([one.catalog, one.dataset, rule, *names, "" if math.isnan(value) else repr(value)])
 
     for one in scores:
-        rows(one, "plain", None, {**one.overall, "images": one.images, "classes_scored": one.classes_scored})
+        counts = {"images": one.images, "classes_scored": one.classes_scored, "seen": int(one.coverage.seen)}
+        counts["classes_unnameable"] = len(one.coverage.unnameable)
+        rows(one, "plain", None, {**one.overall, "nameable_mIoU": one.nameable_miou, **counts})
         rows(one, "plain", "IoU", one.iou)
         rows(one, "plain", "ACC", one.accuracy)
         if one.official:
@@ -100,8 +109,16 @@ def as_csv(scores: Sequence[DatasetScores]) -> str:
             rows(one, one.official.rule, "IoU", one.official.iou)
             for grouping, groups in one.official.groupings.items():
                 rows(one, one.official.rule, f"{grouping} IoU", groups)
+    mean = means(scores)
+    for group, values in (("mean", mean), ("mean/seen", mean["seen"]), ("mean/unseen", mean["unseen"])):
+        for key in ("mIoU", "harmonic_mIoU", "nameable_mIoU", "harmonic_nameable_mIoU"):
+            write.writerow([group, "", "plain", key, "", "" if math.isnan(values[key]) else repr(values[key])])
     return text.getvalue()
 
 
-def _plain(values: Mapping[str, float]) -> dict[str, float | None]:
-    return {key: None if math.isnan(value) else float(value) for key, value in values.items()}
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested numbers with None for nan."""
+    return {
+        key: _plain(value) if isinstance(value, Mapping) else None if math.isnan(value) else float(value)
+        for key, value in values.items()
+    }

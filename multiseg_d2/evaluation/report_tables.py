@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from .scores import DatasetScores, mean_miou
+from .scores import DatasetScores, means
 
 __all__ = ["dataset_tables", "markdown", "number", "summary_table"]
 
@@ -30,7 +30,8 @@ def dataset_tables(scores: DatasetScores, swatches: bool = False) -> RenderableT
         scores: of one dataset.
         swatches: whether each class gets a block of its colour.
     """
-    heading = f"{scores.catalog}: {scores.images} images, {scores.classes_scored} of {len(scores.iou)} classes scored"
+    images = "1 image" if scores.images == 1 else f"{scores.images} images"
+    heading = f"{scores.catalog}: {images}, {scores.classes_scored} of {len(scores.iou)} classes scored"
     parts: list[RenderableType] = [Text(f"\n{heading} (percent)", "bold"), _class_table(scores, swatches)]
     for grouping, groups in scores.official.groupings.items() if scores.official else ():
         parts.append(_group_table(grouping, groups))
@@ -38,24 +39,26 @@ def dataset_tables(scores: DatasetScores, swatches: bool = False) -> RenderableT
 
 
 def summary_table(scores: Sequence[DatasetScores]) -> RenderableType:
-    """One row per dataset, and their mean."""
+    """One row per dataset, and their means."""
     table = Table(box=box.SIMPLE_HEAD)
+    rows, group = _summary_rows(scores), _mean_rows(scores)
     table.add_column("dataset", no_wrap=True)
-    for heading in ("images", "classes scored", "mIoU", "official mIoU", "fwIoU", "pixel acc.", "mean acc."):
+    for heading in _summary_heading(scores)[1:-1]:
         table.add_column(heading, justify="right")
     table.add_column("official rule")
-    for row in _summary_rows(scores):
-        if row[0] == "mean":
-            table.add_section()
+    for row in rows:
+        table.add_row(*row)
+    if group:
+        table.add_section()
+    for row in group:
         table.add_row(*row)
     return Group(Text("\nSummary (percent)", "bold"), table)
 
 
 def markdown(scores: Sequence[DatasetScores]) -> str:
     """Summary and class tables in Markdown, two decimals."""
-    heading = ["dataset", "images", "classes", "mIoU", "official mIoU", "fwIoU", "pixel acc.", "mean acc.", "official"]
     lines = ["# Evaluation", "", "Percent; n/a: the class has no ground truth and is not part of the mean.", ""]
-    lines += _markdown_table(heading, _summary_rows(scores))
+    lines += _markdown_table(_summary_heading(scores), [*_summary_rows(scores), *_mean_rows(scores)])
     for one in scores:
         lines += ["", f"## {one.catalog}", "", _footer(one).replace("\n", "  \n"), ""]
         columns = ["class", "IoU", "accuracy", *(["official IoU"] if _differs(one) else [])]
@@ -112,6 +115,13 @@ def _differs(one: DatasetScores) -> bool:
 def _footer(one: DatasetScores) -> str:
     overall = ", ".join(f"{title} {number(one.overall[key])}" for key, title in _OVERALL.items())
     lines = [f"plain, {one.classes_scored} classes with ground truth: {overall}"]
+    if one.coverage.unnameable:
+        scored = sum(not math.isnan(one.iou[name]) for name in one.coverage.unnameable)
+        lines.append(
+            f"the model cannot name {len(one.coverage.unnameable)} of {len(one.iou)} classes ({scored} of them scored, "
+            f"as 0): {', '.join(one.coverage.unnameable)}"
+        )
+        lines.append(f"mIoU {number(one.overall['mIoU'])} with them, {number(one.nameable_miou)} without them")
     if one.official:
         values = ", ".join(f"{key.replace('_', ' ')} {number(value)}" for key, value in one.official.overall.items())
         lines += [f"official, {one.official.title}: {values}", f"difference: {one.official.difference}"]
@@ -120,18 +130,46 @@ def _footer(one: DatasetScores) -> str:
     return "\n".join(lines)
 
 
+def _gaps(scores: Sequence[DatasetScores]) -> bool:
+    """Whether there are classes that the model cannot name: then two columns say how many, and the mean without."""
+    return any(one.coverage.unnameable for one in scores)
+
+
+def _summary_heading(scores: Sequence[DatasetScores]) -> list[str]:
+    named = ["can name", "mIoU of these"] if _gaps(scores) else []
+    return [
+        *["dataset", "images", "classes scored", "mIoU", *named],
+        *["official mIoU", "fwIoU", "pixel acc.", "mean acc.", "official rule"],
+    ]
+
+
 def _summary_rows(scores: Sequence[DatasetScores]) -> list[list[str]]:
     rows = []
     for one in scores:
         official = number(one.official.overall["mIoU"]) if one.official else "as plain"
         overall = {key: number(value) for key, value in one.overall.items()}
+        can_name = f"{len(one.iou) - len(one.coverage.unnameable)} of {len(one.iou)}"
         rows.append(
-            [one.catalog, str(one.images), f"{one.classes_scored} of {len(one.iou)}", overall["mIoU"], official]
-            + [overall[key] for key in ("fwIoU", "pACC", "mACC")]
+            [one.catalog if one.coverage.seen else f"{one.catalog} (unseen)"]
+            + [str(one.images), f"{one.classes_scored} of {len(one.iou)}", overall["mIoU"]]
+            + ([can_name, number(one.nameable_miou)] if _gaps(scores) else [])
+            + [official, *(overall[key] for key in ("fwIoU", "pACC", "mACC"))]
             + [one.official.title if one.official else ""]
         )
-    if len(scores) > 1:
-        rows.append(["mean", "", "", number(mean_miou(scores)), *[""] * 5])
+    return rows
+
+
+def _mean_rows(scores: Sequence[DatasetScores]) -> list[list[str]]:
+    """Arithmetic and harmonic mean of several entries; of seen and unseen ones apart where there are both."""
+    if len(scores) < 2:
+        return []
+    mean, gaps = means(scores), _gaps(scores)
+    both = len({one.coverage.seen for one in scores}) == 2
+    rows = []
+    for group, values in {"": mean, **({", seen": mean["seen"], ", unseen": mean["unseen"]} if both else {})}.items():
+        for kind, prefix in (("mean", ""), ("harmonic mean", "harmonic_")):
+            named = ["", number(values[f"{prefix}nameable_mIoU"])] if gaps else []
+            rows.append([kind + group, "", "", number(values[f"{prefix}mIoU"]), *named, *[""] * 5])
     return rows
 
 

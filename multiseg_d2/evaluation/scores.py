@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,20 @@ from detectron2.data import MetadataCatalog
 from . import confusion
 from .official import rule_of
 
-__all__ = ["DatasetScores", "OfficialScores", "collect", "mean_miou"]
+__all__ = ["Coverage", "DatasetScores", "OfficialScores", "collect", "harmonic_mean", "means", "with_means"]
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What a model has to do with a catalog entry.
+
+    Attributes:
+        seen: whether it was trained on the entry's dataset.
+        unnameable: classes of the entry's label space that it can never predict; they score 0.
+    """
+
+    seen: bool = True
+    unnameable: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,6 +63,7 @@ class DatasetScores:
         accuracy: likewise.
         colors: class -> RGB.
         official: None where the plain scores are the dataset's own.
+        coverage: whether the model was trained on the dataset, and which classes it cannot name.
     """
 
     catalog: str
@@ -60,23 +75,68 @@ class DatasetScores:
     accuracy: Mapping[str, float]
     colors: Mapping[str, tuple[int, int, int]]
     official: OfficialScores | None
+    coverage: Coverage = Coverage()
+
+    @property
+    def nameable_miou(self) -> float:
+        """Mean IoU over the classes that have ground truth and that the model can name; nan if there is none."""
+        return confusion.mean([value for name, value in self.iou.items() if name not in self.coverage.unnameable])
 
 
-def collect(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[DatasetScores]:
+def collect(results: Mapping[str, Mapping[str, Any]]) -> list[DatasetScores]:
     """Sorts the flat scores of evaluators by what they are, with names and colours from the catalog.
+
+    Args:
+        results: catalog entry -> what its evaluator returned. Entries without ``"sem_seg"`` (of other ranks, or of
+            evaluators that count something else) are passed over.
 
     Raises:
         KeyError: an entry is not registered, or a score is missing.
     """
-    return [_of_entry(catalog, result["sem_seg"]) for catalog, result in results.items() if result]
+    return [
+        _of_entry(entry, result["sem_seg"], result.get("coverage", Coverage()))
+        for entry, result in results.items()
+        if result and "sem_seg" in result
+    ]
 
 
-def mean_miou(scores: Sequence[DatasetScores]) -> float:
-    """Mean of the datasets' mIoU, each counted once; nan if there is none."""
-    return confusion.mean([one.overall["mIoU"] for one in scores])
+def with_means(results: Mapping[str, Any]) -> dict[str, Any]:
+    """The results of an evaluation with ``"mean"``, see :func:`means`, for the event storage; empty ones stay so."""
+    scores = collect(results)
+    return {**results, "mean": means(scores)} if scores else dict(results)
 
 
-def _of_entry(catalog: str, flat: Mapping[str, float]) -> DatasetScores:
+def means(scores: Sequence[DatasetScores]) -> dict[str, Any]:
+    """Means over the entries, each counted once: of all, and of those that the model was trained on or not.
+
+    Returns:
+        ``mIoU``, ``harmonic_mIoU`` and the same over the classes that the model can name, ``nameable_mIoU`` and
+        ``harmonic_nameable_mIoU``; in ``seen`` and ``unseen`` the same four of these entries. nan where there is none.
+    """
+    seen = [one for one in scores if one.coverage.seen]
+    unseen = [one for one in scores if not one.coverage.seen]
+    return {**_four_means(scores), "seen": _four_means(seen), "unseen": _four_means(unseen)}
+
+
+def _four_means(scores: Sequence[DatasetScores]) -> dict[str, float]:
+    plain, nameable = [one.overall["mIoU"] for one in scores], [one.nameable_miou for one in scores]
+    return {
+        "mIoU": confusion.mean(plain),
+        "harmonic_mIoU": harmonic_mean(plain),
+        "nameable_mIoU": confusion.mean(nameable),
+        "harmonic_nameable_mIoU": harmonic_mean(nameable),
+    }
+
+
+def harmonic_mean(values: Sequence[float]) -> float:
+    """Harmonic mean of the values that are numbers; 0 if one of them is 0, nan if there is none."""
+    numbers = [value for value in values if not math.isnan(value)]
+    if not numbers or min(numbers) <= 0:
+        return 0.0 if numbers else math.nan
+    return len(numbers) / sum(1 / value for value in numbers)
+
+
+def _of_entry(catalog: str, flat: Mapping[str, float], coverage: Coverage) -> DatasetScores:
     metadata = MetadataCatalog.get(catalog)
     space = metadata.label_space
     return DatasetScores(
@@ -89,6 +149,7 @@ def _of_entry(catalog: str, flat: Mapping[str, float]) -> DatasetScores:
         accuracy={name: flat[f"ACC-{name}"] for name in space.classes},
         colors=dict(zip(space.classes, map(tuple, space.colors.tolist()))),
         official=_official(metadata, flat),
+        coverage=coverage,
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from multiseg_d2.checkpoint.file import read_checkpoint
 from multiseg_d2.engine import argument_parser, launch
@@ -53,6 +54,14 @@ def test_train_evaluate_resume(command, tmp_path, capfd):
     lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
     untrained = sum(1.4 * math.log(len(classes)) for classes in whole["run"]["classes"].values())  # all classes alike
     assert lines[0]["total_loss"] < 0.97 * untrained  # a median over the steps: it learns
+
+    shown = EventAccumulator(str(tmp_path), {"images": 0}).Reload()
+    pictures = {tag.rsplit("/", 1)[0] for tag in shown.Tags()["images"] if tag.startswith("evaluation/")}
+    assert pictures == {f"evaluation/{name}_val" for name in SETS}
+    assert {tag for tag in shown.Tags()["images"] if tag.startswith("training/")} == {f"training/{n}" for n in SETS}
+    assert lines[-1]["mean/mIoU"] == pytest.approx(report["mean"]["mIoU"])
+    assert lines[-1]["mean/seen/harmonic_mIoU"] == pytest.approx(report["mean"]["harmonic_mIoU"])
+    assert "mean/unseen/mIoU" not in lines[-1]
 
     (tmp_path / "model_final.pth").unlink()
     (tmp_path / "last_checkpoint").write_text("model_0000003.pth")

@@ -76,7 +76,7 @@ def test_pictures_of_the_batch_change_nothing(tiny_train, tiny_root, monkeypatch
         drawings.setdefault(name, []).append(picture)
 
     monkeypatch.setattr(EventStorage, "put_image", put_image)
-    plain, drawn_too = tiny_train(out="plain"), tiny_train("VIS_PERIOD", "2", out="drawn")
+    plain, drawn_too = (tiny_train("VIS_PERIOD", period, out=f"drawn{period}") for period in "02")
     assert_same(final_state(plain), final_state(drawn_too))
     assert set(drawings) == {"training/tiny_a", "training/tiny_b"}
     for pictures in drawings.values():
@@ -88,10 +88,11 @@ def test_a_remapped_dataset_is_shown_in_the_classes_it_is_trained_in(tiny_train)
 
 
 def test_without_tensorboard_it_trains_all_the_same(tiny_train, monkeypatch, caplog):
-    def missing(_folder):
-        raise ImportError("no module named tensorboard")
+    class Missing:
+        def __init__(self, _folder):
+            raise ImportError("no module named tensorboard")
 
-    monkeypatch.setattr("multiseg_d2.engine.trainer.TensorboardXWriter", missing)
+    monkeypatch.setattr("multiseg_d2.engine.trainer.TensorboardXWriter", Missing)
     assert metrics(tiny_train("SOLVER.MAX_ITER", "1"))
     assert any("tensorboard is not installed" in r.getMessage() for r in caplog.records)
 
@@ -164,7 +165,15 @@ def test_hooks_run_in_an_order_that_does_not_depend_on_when_they_were_added(tiny
     trainer.register_hooks([Teacher(), None])
     names = [type(hook).__name__ for hook in trainer._hooks]
     before = ["IterationTimer", "LearningRateHook", "EMAHook", "Late", "Teacher"]
-    assert names == [*before, "CheckpointHook", "EvaluationHook", "BestWeightsHook", "PeriodicWriter", "StopHook"]
+    assert names == [
+        *before,
+        "CheckpointHook",
+        "EvaluationHook",
+        "BestWeightsHook",
+        "PreviewHook",
+        "PeriodicWriter",
+        "StopHook",
+    ]
 
 
 def test_a_state_that_cannot_be_saved_is_refused_before_the_first_step(tiny_cfg):

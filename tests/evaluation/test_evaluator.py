@@ -125,10 +125,26 @@ def test_void_predictions_are_misses(tiny):
     assert scores["mIoU"] == scores["pACC"] == 0 and scores["classes"] == 4
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_head_may_answer_void(tiny, dtype):
+    """One channel more than classes: where it leads, nothing is predicted, whatever comes second."""
+    rng = torch.Generator().manual_seed(0)
+    truths = [tiny.truth(s) for s in tiny.samples()]
+    scores = [torch.rand(5, *t.shape, generator=rng).to(dtype) for t in truths]
+    expected = []
+    for score in scores:
+        best = [[max(range(5), key=lambda c: (score[c, y, x], -c)) for x in range(36)] for y in range(24)]
+        expected.append(np.where(np.array(best) == 4, 255, np.array(best)).astype(np.uint8))
+    found = [predicted_labels({"sem_seg": score}, 4) for score in scores]
+    assert all((a == b).all() for a, b in zip(found, expected)) and any((a == 255).any() for a in found)
+    as_labels = evaluate(tiny, [{"sem_seg_labels": torch.from_numpy(ids)} for ids in expected])
+    assert evaluate(tiny, scores_of(scores)) == as_labels
+
+
 @pytest.mark.parametrize(
     "output, message",
     [
-        ({"sem_seg": torch.zeros(5, 24, 36)}, "5, 24, 36.*C = 4 classes.*label space"),
+        ({"sem_seg": torch.zeros(6, 24, 36)}, "6, 24, 36.*C = 4 classes.*label space"),
         ({"sem_seg": torch.zeros(4, 24, 35)}, r"\(24, 35\).*\(24, 36\).*sizes differ"),
         ({"sem_seg": torch.full((4, 24, 36), float("nan"))}, "not a number"),
         ({"sem_seg_labels": torch.full((24, 36), 7)}, r"prediction ids.*7 \(864 pixels\)"),

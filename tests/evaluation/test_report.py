@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import statistics
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from rich.console import Console
 
 from multiseg_d2.evaluation import MultiDatasetEvaluator, write_report
 from multiseg_d2.evaluation.report_tables import number
-from multiseg_d2.evaluation.scores import mean_miou
+from multiseg_d2.evaluation.scores import Coverage, collect, harmonic_mean, means, with_means
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ def test_csv_holds_the_same(results, tmp_path):
 def test_tables_show_classes_in_order_and_na(results, tmp_path):
     _, text = printed(results, tmp_path, width=120)
     lines = text.splitlines()
-    start = next(i for i, line in enumerate(lines) if line.startswith("tiny_val: 1 images, 3 of 4 classes scored"))
+    start = next(i for i, line in enumerate(lines) if line.startswith("tiny_val: 1 image, 3 of 4 classes scored"))
     rows = [line.split() for line in lines[start + 4 : start + 8]]
     assert [r[0] for r in rows] == ["sky", "road", "car", "bus"]
     flat = results["tiny_val"]["sem_seg"]
@@ -93,9 +94,11 @@ def test_markdown_is_a_table_of_the_same_numbers(results, tmp_path):
     lines = (tmp_path / "report.md").read_text().splitlines()
     flat = results["tiny_val"]["sem_seg"]
     assert f"| bus | n/a | n/a | {flat['official_IoU-bus']:.2f} |" in lines
-    header = next(i for i, line in enumerate(lines) if line.startswith("| dataset | images | classes | mIoU |"))
-    cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines[header : header + 5]]
-    assert {len(c) for c in cells} == {9} and [c[0] for c in cells[2:]] == ["tiny_val", "kitti_train", "mean"]
+    header = next(i for i, line in enumerate(lines) if line.startswith("| dataset | images | classes scored | mIoU |"))
+    cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines[header : header + 6]]
+    assert {len(c) for c in cells} == {9} and [c[0] for c in cells[2:]] == [
+        *("tiny_val", "kitti_train", "mean", "harmonic mean")
+    ]
     assert cells[2][3] == f"{flat['mIoU']:.2f}"
 
 
@@ -130,4 +133,64 @@ def test_a_failed_write_leaves_the_old_file(results, tmp_path, monkeypatch):
 
 def test_numbers_for_people():
     assert [number(v) for v in (float("nan"), 0.0, 12.344, 99.999)] == ["n/a", "0.00", "12.34", "100.00"]
-    assert math.isnan(mean_miou([]))
+    assert math.isnan(means([])["mIoU"]) and math.isnan(harmonic_mean([math.nan]))
+
+
+# ---- classes that a model cannot name, datasets that it was not trained on ----------------------------------------
+
+GAPS = {"kitti_train": Coverage(seen=False, unnameable=("rider", "train")), "tiny_val": Coverage(unnameable=("bus",))}
+
+
+def printed_with_gaps(results, folder):
+    return printed(gaps(results), folder)
+
+
+def gaps(results):
+    return {name: {**result, "coverage": GAPS.get(name, Coverage())} for name, result in results.items() if result}
+
+
+def test_the_mean_stands_with_and_without_classes_that_the_model_cannot_name(results, tmp_path):
+    content, text = printed_with_gaps(results, tmp_path)
+    flat, kitti = results["kitti_train"]["sem_seg"], content["datasets"]["kitti_train"]
+    named = [v for k, v in flat.items() if k.startswith("IoU-") and k not in ("IoU-rider", "IoU-train")]
+    assert len(named) == 17 and kitti["nameable_mIoU"] == pytest.approx(statistics.mean(named))
+    assert kitti["mIoU"] == flat["mIoU"] != kitti["nameable_mIoU"]
+    assert kitti["unnameable"] == ["rider", "train"] and kitti["seen"] is False
+    both = f"mIoU {kitti['mIoU']:.2f} with them, {kitti['nameable_mIoU']:.2f} without them"
+    for page in (text, (tmp_path / "report.md").read_text()):
+        assert "cannot name 2 of 19 classes (2 of them scored, as 0): rider, train" in page and both in page
+        assert "cannot name 1 of 4 classes (0 of them scored, as 0): bus" in page  # no ground truth: nothing changes
+        assert "kitti_train (unseen)" in page and "17 of 19" in page and "can name" in page
+    tiny = content["datasets"]["tiny_val"]
+    assert tiny["seen"] is True and tiny["nameable_mIoU"] == tiny["mIoU"]
+    assert all(len(line) <= 132 for line in text.splitlines())
+
+
+def test_without_gaps_there_are_no_columns_for_them(results, tmp_path):
+    content, text = printed(results, tmp_path)
+    assert "can name" not in text and "unseen" not in text
+    kitti = content["datasets"]["kitti_train"]
+    assert kitti["nameable_mIoU"] == pytest.approx(kitti["mIoU"], rel=1e-12)
+
+
+def test_means_over_seen_and_unseen_sets(results, tmp_path):
+    results = {**results, "kitti_again": {}, "boxes": {"bbox": {"AP": 3.0}}}
+    content, text = printed_with_gaps(results, tmp_path)
+    datasets, mean = content["datasets"], content["mean"]
+    both = [datasets[name]["mIoU"] for name in ("tiny_val", "kitti_train")]
+    assert mean["mIoU"] == pytest.approx(statistics.mean(both))
+    assert mean["harmonic_mIoU"] == pytest.approx(statistics.harmonic_mean(both))
+    assert mean["seen"]["mIoU"] == pytest.approx(both[0]) and mean["unseen"]["harmonic_mIoU"] == pytest.approx(both[1])
+    assert mean["unseen"]["nameable_mIoU"] == pytest.approx(datasets["kitti_train"]["nameable_mIoU"])
+    assert "harmonic mean, unseen" in text and "mean, seen" in text
+    rows = {(r["catalog"], r["metric"]): r["value"] for r in csv.DictReader((tmp_path / "report.csv").open())}
+    assert float(rows["mean/unseen", "nameable_mIoU"]) == mean["unseen"]["nameable_mIoU"]
+    stored = with_means(gaps(results))
+    assert stored["mean"] == means(collect(gaps(results))) and stored["boxes"]["bbox"] == {"AP": 3.0}
+    assert with_means({"kitti_train": {}}) == {"kitti_train": {}}  # another rank
+
+
+def test_a_mean_of_nothing_is_not_a_number_and_a_zero_spoils_the_harmonic_one(results):
+    seen_only = means(collect(results))
+    assert math.isnan(seen_only["unseen"]["mIoU"]) and seen_only["seen"]["mIoU"] == seen_only["mIoU"]
+    assert harmonic_mean([50.0, 0.0]) == 0 and harmonic_mean([40.0, math.nan, 60.0]) == pytest.approx(48)

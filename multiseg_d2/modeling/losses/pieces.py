@@ -358,7 +358,9 @@ def _naming_illegal_ids(target: Tensor, classes: int, ignore: int) -> Iterator[N
     try:
         yield
     except (IndexError, RuntimeError) as error:
-        illegal = target[(target != ignore) & ((target < 0) | (target >= classes))] if not target.is_cuda else ()
+        if target.is_cuda:  # after a failed assertion nothing on the device can be looked at
+            raise
+        illegal = target[(target != ignore) & ((target < 0) | (target >= classes))]
         if not len(illegal):
             raise
         ids, counts = illegal.unique(return_counts=True)
