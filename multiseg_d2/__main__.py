@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import detectron2
@@ -10,6 +11,14 @@ import numpy
 import torch
 
 from . import __version__, compat
+
+
+def _version(package: str) -> str:
+    """Version of an installed package, found without importing it."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed (pip install multiseg-d2[timm])"
 
 
 def main() -> None:
@@ -20,6 +29,7 @@ def main() -> None:
         "Detectron2": f"{detectron2.__version__} ({Path(detectron2.__file__).parent})",
         "torch": f"{torch.__version__}, GPUs: {torch.cuda.device_count()}",
         "numpy": numpy.__version__,
+        "timm": _version("timm"),
         "stand-ins": ", ".join(compat.stand_ins()) or "none",
     }
     for name, value in rows.items():

@@ -47,7 +47,12 @@ def add_multiseg_config(cfg: CN) -> None:
     # Output stride of build_dilated_resnet_backbone and build_deep_stem_resnet_backbone (three 3x3 convolutions instead
     # of one 7x7, as PSPNet has): 8 (stages 4 and 5 dilated) or 16 (stage 5 dilated) or 32 (none).
     cfg.MODEL.RESNETS.OUTPUT_STRIDE = 8
-    # Decoder shared by all datasets, by registered name: PSPDecoder, DeepLabV3PlusDecoder, FPNDecoder.
+    # build_timm_backbone: a network of the timm library by its name there; weights come by MODEL.WEIGHTS.
+    cfg.MODEL.TIMM = CN()
+    cfg.MODEL.TIMM.NAME = "tf_efficientnet_lite0"
+    # Stride of its deepest feature: 32, or 16 or 8 where timm offers it for the network.
+    cfg.MODEL.TIMM.OUTPUT_STRIDE = 32
+    # Decoder shared by all datasets, by registered name: PSPDecoder, DeepLabV3PlusDecoder, FPNDecoder, ConcatDecoder.
     # Its width is Detectron2's MODEL.SEM_SEG_HEAD.CONVS_DIM.
     cfg.MODEL.SEM_SEG_HEAD.DECODER = "PSPDecoder"
     # UnifiedHead: "cross_entropy" over the union, "bce", "null_bce", "relational_bce" (UniSeg; heads/unified.py).

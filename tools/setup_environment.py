@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Makes the project's own virtual environment and installs everything into it: what ``make setup`` runs.
 
-Order: environment, torch (one exact CPU-sized version), this package with its test tools, OpenCV without windows where
-the usual one cannot be imported, Detectron2 (``setup_detectron2.py``), a trial import. Only when all of it worked is a
+Order: environment, torch (one exact CPU-sized version), this package with its test tools and the weights that need no
+download at run time, timm, OpenCV without windows where the usual one cannot be imported, Detectron2
+(``setup_detectron2.py``), a trial import. Only when all of it worked is a
 stamp written. A stamp that fits what is asked for makes the next run return at once; anything else (interrupted, other
 requirements, a moved folder, Detectron2 gone) repeats the steps, which leave alone what is already right.
 
@@ -30,6 +31,7 @@ except ImportError:  # Windows: two set-ups at once are then not kept apart
 
 ROOT = Path(__file__).resolve().parent.parent
 TORCH = "torch==2.13.0"
+TIMM = "timm>=1.0.15"
 STAMP = ".multiseg-setup"
 #: The stamp holds a hash of these files: a change in any of them means installing again.
 INPUTS = ("pyproject.toml", "tools/setup_environment.py", "tools/setup_detectron2.py")
@@ -71,7 +73,7 @@ def is_ready(venv: Path, stamp: str) -> bool:
             return False
     except OSError:
         return False
-    packages = ("torch", "detectron2", "multiseg_d2")
+    packages = ("torch", "detectron2", "multiseg_d2", "timm")
     find = f"import importlib.util, sys; sys.exit(not all(map(importlib.util.find_spec, {packages})))"
     return _runs(python_of(venv), find)
 
@@ -109,6 +111,9 @@ def steps(venv: Path, root: Path, torch: str) -> list[Step]:
         Step("installing torch", (*pip, *shlex.split(torch), "setuptools>=64", "wheel"), network),
         # Without build isolation: setuptools is there now, and pip need not fetch it a second time.
         Step("installing this package", (*pip, *package), network),
+        # Without its requirements: torchvision's wheels on the index are CUDA builds and would exchange torch. timm is
+        # imported with a stand-in in its place; the other requirements come with this package's test tools.
+        Step("installing timm", (*pip, "--no-deps", TIMM), network),
         # opencv-python wants the system's window libraries (libGL.so.1, ...), which servers and containers often lack.
         Step(
             "removing OpenCV, which cannot be imported here (its windows need libraries of the system)",

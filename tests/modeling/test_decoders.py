@@ -8,7 +8,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
 from torch.nn import functional as F
 
-from multiseg_d2.modeling.decoders import DeepLabV3PlusDecoder, FPNDecoder, PSPDecoder, build_decoder
+from multiseg_d2.modeling.decoders import ConcatDecoder, DeepLabV3PlusDecoder, FPNDecoder, PSPDecoder, build_decoder
 
 RESNET = {f"res{i}": ShapeSpec(channels=c, stride=s) for i, c, s in ((2, 8, 4), (3, 16, 8), (4, 32, 8), (5, 64, 8))}
 
@@ -108,3 +108,17 @@ def test_top_down_path_is_its_definition():
 def test_features_that_the_backbone_lacks_are_named(make_cfg):
     with pytest.raises(ValueError, match=r"\['p2', 'res5'\].*\['res2', 'res3'"):
         build_decoder(make_cfg("MODEL.SEM_SEG_HEAD.IN_FEATURES", ["p2", "res5"]), RESNET)
+
+
+def test_concat_is_its_definition():
+    decoder = ConcatDecoder(RESNET, channels=12, norm="BN").train()
+    inputs = features(RESNET)
+    size = inputs["res2"].shape[-2:]
+    side_by_side = [
+        F.interpolate(inputs[f"res{i}"], size=size, mode="bilinear", align_corners=False) for i in range(2, 6)
+    ]
+    mixed = F.conv2d(torch.cat(side_by_side, 1), decoder.mix.weight)
+    mean, var = mixed.mean((0, 2, 3), keepdim=True), mixed.var((0, 2, 3), unbiased=False, keepdim=True)
+    expected = F.relu((mixed - mean) / (var + decoder.mix.norm.eps).sqrt())  # scale 1 and shift 0 at first
+    torch.testing.assert_close(decoder(inputs), expected, rtol=1e-4, atol=1e-5)
+    assert decoder.in_features == ["res2", "res3", "res4", "res5"] and decoder.out_channels == 12
