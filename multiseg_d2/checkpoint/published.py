@@ -107,8 +107,8 @@ class _TimmHandler(_Handler):
             first_line = str(error).partition("\n")[0]
             raise CheckpointError(
                 f"{path} cannot be downloaded ({type(error).__name__}: {first_line}). Where there is a network, fetch "
-                f"{file} of the repository {repository} on the Hugging Face hub (project timm), copy it here, for example "
-                "to weights/, and name that file in MODEL.WEIGHTS"
+                f"{file} of the repository {repository} on the Hugging Face hub (project timm), copy it here, for "
+                "example to weights/, and name that file in MODEL.WEIGHTS"
             ) from error
 
 
