@@ -11,8 +11,8 @@ from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 
-from multiseg_d2.compat import MissingDependencyError
-from multiseg_d2.yaml_file import did_you_mean
+from ...compat import MissingDependencyError
+from ...yaml_file import did_you_mean
 
 __all__ = ["NormAct", "TimmBackbone", "build_timm_backbone"]
 
