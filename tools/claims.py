@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 
 from rich.console import Console
@@ -25,6 +26,7 @@ from multiseg_d2.claims import Claim, ClaimError, Job, SubprocessRunner, Table, 
 from multiseg_d2.claims.harness import last_failures
 from multiseg_d2.claims.plot import to_png
 from multiseg_d2.claims.process import RunStoppedError
+from multiseg_d2.claims.progress import estimated_seconds
 from multiseg_d2.claims.table import replace_block, to_csv, to_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -78,7 +80,9 @@ def _print_plan(jobs: Sequence[Job], out: Console) -> None:
         steps = "evaluation" if job.phase.eval_only else f"{job.identity.steps} steps"
         out.print(f"{state:9}  {steps:>13}  {job.title}  {job.folder}", markup=False, highlight=False, soft_wrap=True)
     todo = sum(job.record is None for job in jobs)
-    out.print(f"{todo} of {len(jobs)} runs to do", highlight=False)
+    seconds = estimated_seconds(jobs)
+    left = f", about {timedelta(seconds=round(seconds))} by those that are done" if todo and seconds is not None else ""
+    out.print(f"{todo} of {len(jobs)} runs to do{left}", highlight=False)
 
 
 def _write(claim: Claim, table: Table, folder: Path, readme: Path | None = None) -> None:

@@ -9,6 +9,7 @@
       - {label: CS val, dataset: cityscapes_val}
       - {label: BDD val, dataset: bdd100k_val, metric: official.mIoU}
       - {label: CS test}                      # without a dataset: published only, its labels are hidden
+      - {label: mean, metric: mean.mIoU}      # or mean.harmonic_mIoU, mean.seen.mIoU, mean.unseen.nameable_mIoU, ...
     rows:
       - label: CDCL                           # one run fills all columns
         config: ../../configs/cdcl/cs_bdd_r18.yaml
@@ -21,6 +22,10 @@
         phases:
           - {config: ../../configs/pretrain.yaml}
           - {config: ../../configs/finetune.yaml, overrides: {SOLVER.BASE_LR: 0.001}}
+      - label: Two files                      # what the phase before left goes to these keys, not to MODEL.WEIGHTS
+        phases:
+          - {config: ../../configs/teacher.yaml}
+          - {config: ../../configs/student.yaml, weights_as: MODEL.SEM_SEG_HEAD.CLASS_STATISTICS}
       - label: CDCL, multi-scale test
         phases:
           - {config: ../../configs/cdcl/cs_bdd_r18.yaml}
@@ -50,7 +55,10 @@ class ClaimError(ValueError):
 
 @dataclass(frozen=True)
 class Column:
-    """One number per row: a metric of a catalog entry. ``dataset`` "": published only (a hidden test set)."""
+    """One number per row: a metric of a catalog entry, or of the means over all of them.
+
+    ``dataset`` "mean": the means; "": published only (a hidden test set).
+    """
 
     label: str
     dataset: str
@@ -59,11 +67,15 @@ class Column:
 
 @dataclass(frozen=True)
 class Phase:
-    """One call of the training script: a config and ``KEY VALUE`` pairs."""
+    """One call of the training script: a config and ``KEY VALUE`` pairs.
+
+    ``weights_as``: keys that are set to the weights of the phase before.
+    """
 
     config: Path
     overrides: tuple[str, ...] = ()
     eval_only: bool = False
+    weights_as: tuple[str, ...] = ("MODEL.WEIGHTS",)
 
 
 @dataclass(frozen=True)
@@ -124,7 +136,7 @@ def load_claim(path: str | Path) -> Claim:
 
 
 _CLAIM_KEYS = ("title", "source", "note", "seeds", "metric", "overrides", "columns", "rows")
-_PHASE_KEYS = ("config", "overrides", "eval_only")
+_PHASE_KEYS = ("config", "overrides", "eval_only", "weights_as")
 _RUN_KEYS = (*_PHASE_KEYS, "phases", "columns")
 _ROW_KEYS = ("label", *_PHASE_KEYS, "phases", "runs", "published", "note")
 
@@ -173,7 +185,10 @@ class _RowReader:
         if not config.is_file():
             raise ClaimError(f"{where}: there is no config {config}")
         overrides = self.common + _overrides(item.get("overrides"), where)
-        return Phase(config, overrides, bool(item.get("eval_only", False)))
+        keys = item.get("weights_as", "MODEL.WEIGHTS")
+        return Phase(
+            config, overrides, bool(item.get("eval_only", False)), (keys,) if isinstance(keys, str) else (*keys,)
+        )
 
     def _published(self, item: Any, where: str) -> dict[str, float]:
         if not isinstance(item, Mapping):
@@ -191,7 +206,10 @@ class _RowReader:
 
 def _column(item: Any, where: str, metric: str) -> Column:
     item = _mapping(item, where, ("label", "dataset", "metric"), ("label",))
-    return Column(str(item["label"]), str(item.get("dataset", "")), str(item.get("metric", metric)))
+    dataset, metric = str(item.get("dataset", "")), str(item.get("metric", metric))
+    if metric.startswith("mean.") and not dataset:
+        dataset, metric = metric.split(".", 1)
+    return Column(str(item["label"]), dataset, metric)
 
 
 def _mapping(item: Any, where: str, known: Sequence[str], needed: Sequence[str] = ()) -> dict[str, Any]:

@@ -10,21 +10,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-
 from .claim import Claim, ClaimError
 from .identity import source_hash
 from .jobs import Job
 from .process import RunStoppedError
+from .progress import ClaimProgress
 from .records import read_failure, write_failure, write_record
 from .table import Table, collect
 
@@ -34,9 +24,6 @@ logger = logging.getLogger(__name__)
 
 #: Runs a job in its folder and returns scores by catalog entry; the second argument is told the steps done.
 Runner = Callable[[Job, Callable[[int], None]], dict[str, Any]]
-
-#: An evaluation in units of training steps, for the progress bar only.
-_EVALUATION_STEPS = 20
 
 
 def run_claim(
@@ -57,23 +44,16 @@ def run_claim(
         KeyboardInterrupt, RunStoppedError: from the runner; the same call goes on from there.
     """
     jobs, failures = list(jobs), {}
-    with _progress() as progress:
-        todo = [job for job in jobs if job.record is None]
-        total = sum(_units(job) for job in todo)
-        task = progress.add_task(f"{claim.name}: {len(todo)} of {len(jobs)} runs to do", total=max(total, 1))
-        done = 0
+    with ClaimProgress(claim.name, jobs) as progress:
         for i, job in enumerate(jobs):
             if job.record is not None:
                 continue
-            progress.update(task, description=job.title, completed=done)
-            finished, problem = _run(
-                job, runner, lambda steps, done=done: progress.update(task, completed=done + steps)
-            )
-            jobs[i], done = finished, done + _units(job)
+            progress.start(job)
+            jobs[i], problem = _run(job, runner, progress.step)
+            progress.end(jobs[i])
             if problem:
                 failures[job.identity.key] = problem
             on_table(collect(claim, jobs, failures))
-        progress.update(task, description=f"{claim.name}: done", completed=max(total, 1))
     return collect(claim, jobs, failures)
 
 
@@ -101,19 +81,6 @@ def last_failures(jobs: Sequence[Job]) -> dict[str, str]:
     """Why jobs without a record failed the last time they were tried, by key."""
     messages = {job.identity.key: read_failure(job.folder) for job in jobs if job.record is None}
     return {key: message for key, message in messages.items() if message}
-
-
-def _advance(progress: Progress, task: TaskID, before: int, steps: int) -> None:
-    progress.update(task, completed=before + steps)
-
-
-def _units(job: Job) -> int:
-    return job.identity.steps + _EVALUATION_STEPS
-
-
-def _progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
 
 
 @contextmanager

@@ -19,10 +19,12 @@ from .claim import ClaimError, Phase
 
 __all__ = ["PhaseIdentity", "identify", "source_hash"]
 
-#: Keys that decide where files go and how fast the run is, not what comes out.
-_NO_EFFECT = ("OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "VIS_PERIOD", "TEST.NUM_PICTURES", "SOLVER.CHECKPOINT_PERIOD")
-#: Keys that name files; what is in these counts, not where they lie.
-_FILES = ("MODEL.WEIGHTS", "DATASETS.SPECS", "DATASETS.TAXONOMY")
+#: Keys that decide where files go and how fast the run is, not what comes out. (Of the spec files those count that are
+#: used, see below.)
+_NO_EFFECT = (
+    *("DATASETS.SPECS", "OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "VIS_PERIOD"),
+    *("TEST.NUM_PICTURES", "SOLVER.CHECKPOINT_PERIOD"),
+)
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -31,7 +33,7 @@ class PhaseIdentity:
     """What a phase is, and what the harness needs to know of its config.
 
     Attributes:
-        key: hash of the resolved config with its seed, the dataset specs and taxonomy, and the weights it starts from.
+        key: hash of the resolved config with its seed, the dataset specs, and the content of all files that it names.
         tested: ``DATASETS.TEST``.
         steps: ``SOLVER.MAX_ITER``, 0 for an evaluation.
     """
@@ -47,21 +49,19 @@ def identify(phase: Phase, seed: int, parent: str | None) -> PhaseIdentity:
     Args:
         phase: the phase.
         seed: overrides the config's.
-        parent: key of the phase whose weights it starts from; None: it starts from ``MODEL.WEIGHTS``.
+        parent: key of the phase before it, whose weights it is handed; None for the first one.
 
     Raises:
         ClaimError: the config cannot be read, or its datasets are not registered.
     """
+    handed = [text for key in phase.weights_as if parent for text in (key, f"weights of {parent}")]
     try:
-        cfg = load_config(str(phase.config), [*phase.overrides, "SEED", str(seed)])
+        cfg = load_config(str(phase.config), [*phase.overrides, "SEED", str(seed), *handed])
         register_from_config(cfg)
     except (ValueError, KeyError) as problem:
         raise ClaimError(f"{phase.config}: {problem}") from problem
-    weights = f"weights of {parent}" if parent else _file_identity(cfg.MODEL.WEIGHTS)
     facts = {
-        "config": _plain(_without(cfg, (*_NO_EFFECT, *_FILES))),
-        "weights": weights,
-        "taxonomy": _file_identity(cfg.DATASETS.TAXONOMY),
+        "config": _plain(_without(cfg, _NO_EFFECT)),
         "specs": {n: _spec_identity(n) for n in dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))},
         "eval_only": phase.eval_only,
     }
@@ -94,8 +94,11 @@ def _without(cfg: CfgNode, keys: Iterable[str]) -> CfgNode:
 
 
 def _plain(value: Any) -> Any:
+    """JSON values; a file that a key names counts by its content, wherever it lies."""
     if isinstance(value, dict):
         return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, str):
+        return _file_identity(value)
     return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else repr(value)
 
 

@@ -42,7 +42,7 @@ class Job:
     @property
     def overrides(self) -> list[str]:
         """``KEY VALUE`` pairs of the call."""
-        weights = [] if self.weights is None else ["MODEL.WEIGHTS", str(self.weights)]
+        weights = [text for key in self.phase.weights_as if self.weights for text in (key, str(self.weights))]
         return [*self.phase.overrides, "SEED", str(self.seed), "OUTPUT_DIR", str(self.folder), *weights]
 
     @property
@@ -121,7 +121,7 @@ def _title(row: Row, run: Run, number: int, seed: int) -> str:
 def _check_columns(claim: Claim, row: Row, run: Run, identity: PhaseIdentity) -> None:
     for label in run.columns:
         dataset = claim.column(label).dataset
-        if dataset and dataset not in identity.tested:
+        if dataset not in ("", "mean", *identity.tested):
             raise ClaimError(
                 f"{claim.name}: column {label!r} of row {row.label!r} is measured on {dataset}, but "
                 f"{run.phases[-1].config.name} tests {list(identity.tested)} (DATASETS.TEST). Give the run the "

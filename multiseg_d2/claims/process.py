@@ -68,10 +68,11 @@ class SubprocessRunner:
 
 
 def _scores(report: Path) -> dict[str, Any]:
-    """What the evaluation wrote, by catalog entry."""
+    """What the evaluation wrote, by catalog entry, and the means of all as ``"mean"``."""
     if not report.is_file():
         raise RunError(f"the run ended without {report}: is DATASETS.TEST empty?")
-    return json.loads(report.read_text())["datasets"]
+    content = json.loads(report.read_text())
+    return {**content["datasets"], "mean": content["mean"]}
 
 
 def _wait(process: subprocess.Popen, poll: Callable[[], None]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -11,12 +12,17 @@ from pathlib import Path
 
 import pytest
 import yaml
+from detectron2.data import DatasetCatalog
 
 from multiseg_d2.claims import ClaimError, collect, identity, load_claim, plan, run_claim
+from multiseg_d2.claims.claim import Phase
 from multiseg_d2.claims.harness import last_failures
 from multiseg_d2.claims.plot import to_png
 from multiseg_d2.claims.process import RunStoppedError
+from multiseg_d2.claims.progress import estimated_seconds
+from multiseg_d2.claims.records import FinishedRun
 from multiseg_d2.claims.table import replace_block, to_csv, to_markdown
+from multiseg_d2.data.register import unregister_dataset, use_taxonomy
 
 CONFIG = {
     "DATASETS": {"TRAIN": "('toy_day_train', 'toy_dusk_train')", "TEST": "('toy_day_val', 'toy_dusk_val')"},
@@ -241,6 +247,58 @@ def test_two_harnesses_do_not_run_the_same_run(folder):
     assert len(runner.jobs) == 2 and not table.failures
 
 
+def records_of(jobs, seconds):
+    """The jobs as if those at the given places had run, for so many seconds."""
+    run = {i: FinishedRun(job.folder, {}, seconds[i], "") for i, job in enumerate(jobs) if i in seconds}
+    return [dataclasses.replace(job, record=run.get(i)) for i, job in enumerate(jobs)]
+
+
+def test_the_time_that_is_left_follows_from_runs_that_are_done(folder):
+    rows = [CLAIM["rows"][0], {**CLAIM["rows"][1], "overrides": {"SOLVER.MAX_ITER": 34}}]
+    jobs = plan(write_claim(folder, rows=rows, seeds=[0, 1, 2]), folder / "runs")  # 7 and 34 steps in turn
+    assert estimated_seconds(jobs) is None
+    # another seed of the same config takes as long; 34 steps and an evaluation (20) twice as long as 7 and 20
+    assert estimated_seconds(records_of(jobs, {0: 30.0})) == pytest.approx(2 * 30 + 3 * 60)
+    assert estimated_seconds(records_of(jobs, {0: 30.0, 1: 50.0, 2: 32.0})) == pytest.approx(31 + 2 * 50)
+    assert estimated_seconds(records_of(jobs, dict.fromkeys(range(6), 1.0))) == 0
+
+
+def test_a_log_says_what_runs_what_is_there_and_what_failed(folder, capsys):
+    claim = write_claim(folder, seeds=[0])
+    run(claim, folder, only=["joint"])
+    assert "[1 of 1] joint, seed 0: 7 steps" in capsys.readouterr().err
+    run(claim, folder, Runner({"slow": RuntimeError("loss is nan")}))
+    told = capsys.readouterr().err
+    assert "2 runs, 1 are there already, 1 to do; about 0:00:00 left" in told
+    assert "joint, slow, seed 0: FAILED after 0:00:00" in told and "joint, seed 0" not in told
+    run(claim, folder)
+    assert "joint, slow, seed 0: 7 steps, goes on; log: " in capsys.readouterr().err
+
+
+def test_where_the_files_lie_does_not_matter(folder, tmp_path_factory, monkeypatch):
+    """The same claim, config, spec, list of images and taxonomy in two places, relative to each: one identity."""
+    keys, places = set(), [tmp_path_factory.mktemp(name) for name in "xy"]
+    spec = {
+        "name": "placed",
+        "classes": [{"name": "a", "color": [0, 0, 9], "raw": [0]}, {"name": "b", "color": [9, 0, 0], "raw": [1]}],
+        "splits": {"train": {"images": "p/{id}.png", "labels": "l/{id}.png", "ids": "ids.txt"}},
+    }
+    taxonomy = "multiseg_d2/data/taxonomy.yaml"
+    for place, ids in [*((place, "one\ntwo\n") for place in places), (places[0], "one\n")]:
+        (place / "ids.txt").write_text(ids)
+        (place / "spec.yaml").write_text(yaml.safe_dump(spec))
+        (place / "taxonomy.yaml").write_text((Path(identity._PACKAGE).parent / taxonomy).read_text())
+        keys_of = {"SPECS": "('spec.yaml',)", "TAXONOMY": "taxonomy.yaml", "TRAIN": "('placed_train',)"}
+        (place / "a.yaml").write_text(yaml.safe_dump({"DATASETS": {**keys_of, "TEST": "('placed_train',)"}}))
+        monkeypatch.chdir(place)
+        if "placed_train" in DatasetCatalog.list():
+            unregister_dataset("placed")
+        keys.add(identity.identify(Phase(place / "a.yaml"), 0, None).key)
+        assert len(keys) == (1 if ids.count("\n") == 2 else 2), "another list is another run"
+    unregister_dataset("placed")
+    use_taxonomy()
+
+
 # ---- rows of several runs and phases --------------------------------------------------------------------------------
 
 PHASES = {
@@ -260,6 +318,43 @@ def test_phases_hand_their_weights_on_and_are_shared(folder):
     assert third.phase.eval_only and third.identity.steps == 0 and second.identity.steps == 7
     assert ["SEED", "0", "OUTPUT_DIR", str(second.folder)] == second.overrides[-6:-2]
     assert all(len(cell.values) == 1 for cell in table.cells.values())
+
+
+def test_phases_can_hand_more_than_the_weights(folder):
+    rows = [
+        {"label": label, "phases": [{"config": "a.yaml"}, {"config": "b.yaml", "weights_as": keys}]}
+        for label, keys in (("beside", "MODEL.DATASET_NORM.INIT_FROM"), ("both", ["MODEL.WEIGHTS", "OUTPUT_DIR"]))
+    ]
+    claim = write_claim(folder, rows=[*rows, PHASES], seeds=[0])
+    runner, _ = run(claim, folder)
+    first, beside, both, _ = runner.jobs
+    weights = str(first.folder / "model_final.pth")
+    assert "MODEL.WEIGHTS" not in beside.overrides and beside.overrides[-2:] == [
+        "MODEL.DATASET_NORM.INIT_FROM",
+        weights,
+    ]
+    assert both.overrides[-4:] == ["MODEL.WEIGHTS", weights, "OUTPUT_DIR", weights]
+    assert len({job.identity.key for job in runner.jobs}) == 4
+    assert not run(claim, folder)[0].jobs
+    phases = [{"config": "a.yaml", "overrides": {"SOLVER.MAX_ITER": 9}}, rows[0]["phases"][1]]
+    again, _ = run(write_claim(folder, rows=[{"label": "beside", "phases": phases}], seeds=[0]), folder)
+    assert len(again.jobs) == 2, "what is handed on counts"
+    rows[0]["phases"][1]["weights_as"] = "MODEL.WEIGTHS"
+    with pytest.raises(ClaimError, match="b.yaml: .*MODEL.WEIGTHS.*did you mean 'WEIGHTS'"):
+        plan(write_claim(folder, rows=rows[:1]), folder)
+
+
+def test_means_are_columns(folder):
+    columns = [*CLAIM["columns"], {"label": "mean", "metric": "mean.mIoU"}]
+    columns += [{"label": "H unseen", "dataset": "mean", "metric": "unseen.harmonic_mIoU"}]
+
+    class Means(Runner):
+        def __call__(self, job, on_step):
+            scores = super().__call__(job, on_step)
+            return {**scores, "mean": {"mIoU": 12.5, "unseen": {"harmonic_mIoU": None}}}
+
+    _, table = run(write_claim(folder, columns=columns, rows=CLAIM["rows"][1:], seeds=[0]), folder, Means())
+    assert table.cells["joint, slow", "mean"].mean == 12.5 and math.isnan(table.cells["joint, slow", "H unseen"].mean)
 
 
 def test_a_changed_first_phase_changes_the_second(folder):
