@@ -16,11 +16,12 @@ from torch import nn
 
 from ..data import loader
 from ..data.mapper import EvaluationMapper
+from ..evaluation import MultiDatasetEvaluator
 from ..modeling.augmented import build_inference_model
 from ..modeling.norm import UnseenChoice
 from .ranks import broadcast, unwrapped
 from .signals import leave_if_asked
-from .unseen import ready_for
+from .unseen import coverage_of, ready_for
 
 __all__ = ["PassLoader", "evaluating", "run_over"]
 
@@ -81,6 +82,8 @@ def run_over(
     device_type = next(plain.parameters()).device.type
     with ready_for(cfg, plain, entry) as choice, evaluating(shown), torch.no_grad():
         on_ready(choice)
+        if isinstance(evaluator, MultiDatasetEvaluator):
+            evaluator.coverage = coverage_of(plain, entry)
         evaluator.reset()
         progress = _Progress(entry, len(batches))
         rest = iter(batches)

@@ -10,11 +10,12 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import nn
 
 from ..data.mapper import EvaluationMapper
+from ..evaluation import Coverage
 from ..modeling.heads import registered_heads
 from ..modeling.norm import CHOICES, UnseenChoice, is_unseen, unseen_dataset
 from ..yaml_file import did_you_mean
 
-__all__ = ["NUM_IMAGES", "ready_for", "unseen_problems"]
+__all__ = ["NUM_IMAGES", "coverage_of", "ready_for", "unseen_problems"]
 
 #: Images that are looked at, spread evenly over the set; the same on every process, so that all choose alike.
 NUM_IMAGES = 16
@@ -40,6 +41,16 @@ def ready_for(cfg: CfgNode, model: nn.Module, entry: str) -> Iterator[UnseenChoi
         samples = [mapper(dicts[i * len(dicts) // number]) for i in range(number)]
     with unseen_dataset(model, metadata.dataset, metadata.label_space, choice, samples) as chosen:
         yield chosen
+
+
+def coverage_of(model: nn.Module, entry: str) -> Coverage:
+    """Whether a segmentor was trained on an entry's dataset, and which of its classes it can never predict.
+
+    For an unseen dataset that needs it, to be called inside :func:`ready_for`.
+    """
+    metadata = MetadataCatalog.get(entry)
+    seen = not is_unseen(model, metadata.dataset)
+    return Coverage(seen, tuple(model.unnameable(metadata.dataset, metadata.label_space)))
 
 
 def unseen_problems(cfg: CfgNode) -> Iterator[str]:

@@ -21,7 +21,7 @@ from multiseg_d2.claims.plot import to_png
 from multiseg_d2.claims.process import RunStoppedError
 from multiseg_d2.claims.progress import estimated_seconds
 from multiseg_d2.claims.records import FinishedRun
-from multiseg_d2.claims.table import replace_block, to_csv, to_markdown
+from multiseg_d2.claims.table import to_csv, to_markdown
 from multiseg_d2.data.register import unregister_dataset, use_taxonomy
 
 CONFIG = {
@@ -399,53 +399,6 @@ def test_a_column_with_hidden_labels_is_published_only(folder):
     assert "| Method | day, published | day, ours | hidden, published |" in text
     assert "| joint |  | 50.00 (1) | 70.25 |" in text
     assert to_png(table).startswith(b"\x89PNG")
-
-
-# ---- mistakes in the file -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"sedes": [1]}, "no key 'sedes'.*seeds"),
-        ({"seeds": []}, "seeds must be"),
-        ({"seeds": [0.5]}, "seeds must be"),
-        ({"rows": [{"label": "x"}]}, "neither a config nor published"),
-        ({"rows": [{"label": "x", "config": "none.yaml"}]}, "there is no config"),
-        ({"rows": [{"label": "x", "config": "a.yaml", "phases": []}]}, "only one"),
-        ({"rows": [{"label": "x", "published": {"dya": 1}}]}, "no column 'dya'.*'day'"),
-        ({"rows": [{"label": "x", "published": {"day": "1%"}}]}, "not a number"),
-        ({"rows": [{"label": "x", "config": "a.yaml"}] * 2}, "twice"),
-        ({"rows": [{"label": "x", "config": "a.yaml", "overrides": ["A", 1]}]}, "overrides are a mapping"),
-        ({"columns": [{"dataset": "toy_day_val"}]}, "lacks 'label'"),
-        ({"title": ""}, "lacks 'title'"),
-    ],
-)
-def test_mistakes_are_named(folder, changes, message):
-    with pytest.raises(ClaimError, match=message) as error:
-        write_claim(folder, **changes)
-    assert "toy.yaml" in str(error.value)
-
-
-@pytest.mark.parametrize(
-    "overrides", [{"SOLVER.BASELR": 1}, {"DATASETS.TRAIN": "('nosuch_train',)"}, {"SOLVER.BASE_LR": "fast"}]
-)
-def test_configs_that_cannot_be_resolved_are_named_before_anything_is_run(folder, overrides):
-    with pytest.raises(ClaimError, match="a.yaml"):
-        plan(write_claim(folder, overrides=overrides), folder)
-
-
-def test_block_of_the_readme(tmp_path):
-    readme = tmp_path / "README.md"
-    readme.write_text("# Title\n<!-- claims:toy begin -->\nold\n<!-- claims:toy end -->\nmore\n")
-    text = replace_block(readme, "toy", "new\ntable\n")
-    assert text == "# Title\n<!-- claims:toy begin -->\nnew\ntable\n<!-- claims:toy end -->\nmore\n"
-    readme.write_text(text)
-    assert replace_block(readme, "toy", "new\ntable\n") == text
-    for broken in ("", "<!-- claims:toy end --><!-- claims:toy begin -->", text + text):
-        readme.write_text(broken)
-        with pytest.raises(ClaimError, match="one pair of lines"):
-            replace_block(readme, "toy", "x")
 
 
 def test_a_record_is_plain_json(folder):

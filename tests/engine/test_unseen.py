@@ -51,6 +51,24 @@ def test_evaluation_of_an_unseen_dataset(tiny_cfg, tiny_train, arguments, tmp_pa
     assert list(model.state_dict()) == keys
 
 
+def test_the_report_says_what_was_not_trained_on_and_what_cannot_be_named(tiny_train, arguments, unseen_spec):
+    unseen_spec.write_text(unseen_spec.read_text().replace("name: light", "name: foreign"))
+    options = [*arguments, "MODEL.DATASET_NORM.UNSEEN", "tiny_a", "SOLVER.MAX_ITER", 1]
+    options[1] = "('tiny_a_val', 'tiny_unseen_val')"
+    trained = tiny_train(*options)
+    report = json.loads((trained / "inference" / "report.json").read_text())
+    seen, unseen = (report["datasets"][f"tiny_{name}_val"] for name in ("a", "unseen"))
+    assert (seen["seen"], seen["unnameable"]) == (True, []) and (unseen["seen"], unseen["unnameable"]) == (
+        False,
+        ["foreign"],
+    )
+    assert unseen["IoU"]["foreign"] == 0 and unseen["nameable_mIoU"] == pytest.approx(unseen["IoU"]["dark"])
+    assert unseen["mIoU"] == pytest.approx(unseen["IoU"]["dark"] / 2)
+    last = [json.loads(line) for line in (trained / "metrics.json").read_text().splitlines()][-1]
+    assert last["mean/unseen/nameable_mIoU"] == pytest.approx(unseen["nameable_mIoU"])
+    assert last["mean/seen/mIoU"] == pytest.approx(seen["mIoU"])
+
+
 def test_the_tool_compares_the_choices(tiny_cfg, tiny_train, tiny_argv, arguments, tmp_path, capsys):
     spec = importlib.util.spec_from_file_location("compare_unseen", ROOT / "tools" / "compare_unseen.py")
     tool = importlib.util.module_from_spec(spec)
