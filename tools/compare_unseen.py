@@ -50,7 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = [evaluate(cfg, model, *pair) for pair in track(pairs, "evaluating", console=console)]
     write_atomically(Path(cfg.OUTPUT_DIR, "unseen.json"), json.dumps(rows, indent=1))
     write_atomically(Path(cfg.OUTPUT_DIR, "unseen.md"), to_markdown(rows))
-    Console().print(to_table(rows))
+    out = Console()
+    if not out.is_terminal:
+        out.width = max(out.width, 160)  # a log file has no narrow window
+    out.print(to_table(rows))
     return 0
 
 

@@ -52,12 +52,15 @@ def test_evaluation_of_an_unseen_dataset(tiny_cfg, tiny_train, arguments, tmp_pa
 
 
 def test_the_report_says_what_was_not_trained_on_and_what_cannot_be_named(tiny_train, arguments, unseen_spec):
-    unseen_spec.write_text(unseen_spec.read_text().replace("name: light", "name: foreign"))
+    text = unseen_spec.read_text().replace("name: light", "name: foreign").replace("tiny_unseen", "tiny_foreign")
+    spec = unseen_spec.with_name("tiny_foreign.yaml")
+    spec.write_text(text.replace("tiny_foreign/", "tiny_unseen/"))
+    arguments = [word.replace("tiny_unseen", "tiny_foreign") for word in arguments]
     options = [*arguments, "MODEL.DATASET_NORM.UNSEEN", "tiny_a", "SOLVER.MAX_ITER", 1]
-    options[1] = "('tiny_a_val', 'tiny_unseen_val')"
+    options[1] = "('tiny_a_val', 'tiny_foreign_val')"
     trained = tiny_train(*options)
     report = json.loads((trained / "inference" / "report.json").read_text())
-    seen, unseen = (report["datasets"][f"tiny_{name}_val"] for name in ("a", "unseen"))
+    seen, unseen = (report["datasets"][f"tiny_{name}_val"] for name in ("a", "foreign"))
     assert (seen["seen"], seen["unnameable"]) == (True, []) and (unseen["seen"], unseen["unnameable"]) == (
         False,
         ["foreign"],
