@@ -133,6 +133,29 @@ def test_installs_the_pinned_sdist_and_uninstalls(machine):
     assert removed.returncode == 0 and machine.left() == []
 
 
+def test_the_copy_has_stand_ins_and_an_older_copy_gets_them(machine):
+    assert machine.set_up().returncode == 0
+    init, record = machine.site / "detectron2/__init__.py", machine.site / setup_detectron2.DIST_INFO / "RECORD"
+    added, stand_ins = setup_detectron2._ADDED_LINE, machine.site / setup_detectron2.STAND_INS
+    assert init.read_bytes() == added + SDIST_FILES["detectron2/__init__.py"].encode()
+    assert stand_ins.read_bytes() == setup_detectron2.STAND_INS_SOURCE
+    # As it was made before: the published files, and a RECORD of these.
+    init.write_bytes(init.read_bytes().removeprefix(added))
+    stand_ins.unlink()
+    rows = [row for row in csv.reader(record.open()) if row[0] != setup_detectron2.STAND_INS]
+    digest = setup_detectron2._digest(init.read_bytes())
+    rows = [[n, digest if n == "detectron2/__init__.py" else d, size] for n, d, size in rows]
+    record.write_text("".join(",".join(row) + "\n" for row in rows))
+    assert setup_detectron2.damaged_files(machine.site) == []
+
+    again = machine.set_up(PIP_FIND_LINKS="")
+    assert again.returncode == 0 and "stand-ins added" in again.stdout and "used as it is" in again.stdout
+    assert init.read_bytes().startswith(added) and stand_ins.is_file()
+    assert setup_detectron2.damaged_files(machine.site) == [] and not (machine.site / setup_detectron2.MARKER).exists()
+    assert machine.run("import detectron2").returncode == 0  # without multiseg_d2 it is as it was
+    assert "stand-ins added" not in machine.set_up(PIP_FIND_LINKS="").stdout
+
+
 @pytest.mark.parametrize("way", ["index", "file"])
 def test_wrong_hash_runs_nothing_and_installs_nothing(machine, tmp_path, way):
     make_sdist(machine.index, machine.ran, **{"detectron2/__init__.py": "tampered = True"})

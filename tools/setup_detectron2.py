@@ -4,7 +4,9 @@
 The distribution ``detectron2-cdo`` 0.5 on the package index carries the Python files of Detectron2's official tag v0.5
 without the C++ sources, so that a plain ``pip install`` of it fails to build. This script lets pip download it, has its
 sha256 checked *before* anything of it runs, builds a wheel ``detectron2 0.5+python`` from its Python files and installs
-that. ``pip uninstall detectron2`` removes it.
+that. ``pip uninstall detectron2`` removes it. One line is added to its ``detectron2/__init__.py``: where multiseg_d2 is
+installed, its stand-ins for missing libraries are in place before Detectron2 needs them, in whatever order a program
+imports the two.
 
 A Detectron2 that this Python can already import is used as it is. What an interrupted earlier run of this script left
 behind is removed first: a marker file says that an installation is under way, and RECORD says what belongs to it.
@@ -39,6 +41,30 @@ FOLDERS = {
     "projects/DeepLab/deeplab": "detectron2/projects/deeplab",
     "projects/PointRend/point_rend": "detectron2/projects/point_rend",
 }
+#: What is added to Detectron2's own files, see :func:`mended`.
+STAND_INS = "detectron2/_stand_ins.py"
+STAND_INS_SOURCE = b'''"""Added by tools/setup_detectron2.py of multiseg_d2: its stand-ins for what is missing here.
+
+Without multiseg_d2, Detectron2 is as it was published.
+"""
+
+import importlib.util
+import os
+import sys
+
+if "multiseg_d2.compat" not in sys.modules:
+    _package = importlib.util.find_spec("multiseg_d2")
+    if _package is not None and _package.submodule_search_locations:
+        _spec = importlib.util.spec_from_file_location(
+            "multiseg_d2.compat", os.path.join(list(_package.submodule_search_locations)[0], "compat.py")
+        )
+        _compat = importlib.util.module_from_spec(_spec)
+        _spec.loader.exec_module(_compat)
+        sys.modules["multiseg_d2.compat"] = _compat  # the package will find it there
+if "multiseg_d2.compat" in sys.modules:
+    sys.modules["multiseg_d2.compat"].install()
+'''
+_ADDED_LINE = b"from . import _stand_ins  # added by multiseg_d2, see there\n\n"
 #: What the installed Python files import (Detectron2's own pins, of 2021, exclude today's releases).
 REQUIREMENTS = (
     "Pillow", "cloudpickle", "fvcore<0.1.6,>=0.1.5", "iopath", "matplotlib", "numpy", "omegaconf>=2.1", "pycocotools",
@@ -116,6 +142,34 @@ def damaged_files(site: Path) -> list[str]:
     return damaged
 
 
+def mended(files: dict[str, bytes]) -> dict[str, bytes]:
+    """Detectron2's files with the stand-ins: one file more, and one line at the beginning of ``__init__.py``."""
+    init = files["detectron2/__init__.py"]
+    init = init if init.startswith(_ADDED_LINE) else _ADDED_LINE + init
+    return {**files, "detectron2/__init__.py": init, STAND_INS: STAND_INS_SOURCE}
+
+
+def mend(site: Path) -> bool:
+    """Adds the stand-ins to a copy that an earlier version of this script installed; whether there was one to mend."""
+    record = site / DIST_INFO / "RECORD"
+    init = site / "detectron2" / "__init__.py"
+    if not record.is_file() or not init.is_file():
+        return False
+    there = site / STAND_INS
+    if there.is_file() and there.read_bytes() == STAND_INS_SOURCE and init.read_bytes().startswith(_ADDED_LINE):
+        return False
+    changed = mended({"detectron2/__init__.py": init.read_bytes()})
+    rows = [row for row in csv.reader(io.StringIO(record.read_text(encoding="utf-8"))) if row[0] not in changed]
+    rows += [[name, _digest(content), str(len(content))] for name, content in changed.items()]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    (site / MARKER).touch()  # a half-mended copy is removed by the next run
+    for name, content in {**changed, f"{DIST_INFO}/RECORD": text.getvalue().encode()}.items():
+        (site / name).write_bytes(content)
+    (site / MARKER).unlink()
+    return True
+
+
 def remove_remains(site: Path) -> None:
     """Removes what a whole or a half installation by this script left in ``site``, the marker last."""
     for path in (site / "detectron2", site / DIST_INFO, *site.glob("~etectron2*")):  # ~...: pip's own temporary names
@@ -173,6 +227,7 @@ def build_wheel(sdist: Path, folder: Path) -> Path:
     missing = [f for f in FOLDERS.values() if f"{f}/__init__.py" not in files]
     if missing:
         raise SetupError(f"{sdist.name} has no {', '.join(missing)}: not the sdist this script knows")
+    files = mended(files)
     requirements = "".join(f"Requires-Dist: {r}\n" for r in REQUIREMENTS)
     files[f"{DIST_INFO}/METADATA"] = (
         f"Metadata-Version: 2.1\nName: detectron2\nVersion: {VERSION}\n"
@@ -256,6 +311,8 @@ def _install(pin: Pin) -> str:
     if (site / MARKER).exists() or ((site / DIST_INFO).exists() and damaged_files(site)):
         print("removing a half-finished installation of Detectron2", flush=True)
         remove_remains(site)
+    if mend(site):
+        print("stand-ins added to the Detectron2 that an earlier set-up installed", flush=True)
     present = find_importable()
     if present is not None:
         return f"Detectron2 {present} is used as it is"
