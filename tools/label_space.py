@@ -3,7 +3,7 @@
 
 Names are those of datasets (`list` shows them); ``--specs`` registers dataset specs of your own first::
 
-    python tools/label_space.py list
+    python tools/label_space.py list                         # --markdown: the table of datasets/README.md
     python tools/label_space.py show camvid
     python tools/label_space.py relate camvid cityscapes
     python tools/label_space.py remap camvid cityscapes      # the label-remapping baseline's table
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable
 
 import numpy as np
 from rich.console import Console
@@ -21,6 +22,7 @@ from rich.table import Table
 from rich.tree import Tree
 
 from multiseg_d2.data import register
+from multiseg_d2.data.spec import DatasetSpec, SpecError
 from multiseg_d2.label_space import (
     DISJOINT,
     IGNORE,
@@ -32,7 +34,7 @@ from multiseg_d2.label_space import (
     remap,
     stack_memberships,
 )
-from multiseg_d2.taxonomy import Taxonomy
+from multiseg_d2.taxonomy import Taxonomy, TaxonomyError
 
 
 def known_spaces() -> dict[str, LabelSpace]:
@@ -41,6 +43,34 @@ def known_spaces() -> dict[str, LabelSpace]:
 
     entries = [MetadataCatalog.get(name) for name in MetadataCatalog.list()]
     return {meta.dataset: meta.label_space for meta in entries if hasattr(meta, "label_space")}
+
+
+def registered_specs() -> list[DatasetSpec]:
+    """Every registered spec, by name."""
+    from detectron2.data import MetadataCatalog
+
+    entries = [MetadataCatalog.get(name) for name in MetadataCatalog.list()]
+    return sorted({m.spec.name: m.spec for m in entries if hasattr(m, "spec")}.values(), key=lambda spec: spec.name)
+
+
+def describe(spec: DatasetSpec) -> tuple[str, str, str, str]:
+    """Name (with the label space, if it has another), number of classes, images per split (* no labels), licence."""
+    splits = []
+    for split in spec.splits.values():
+        count = f" {split.count}" if split.count else ""
+        weak = {"pixel": "", "none": "*"}.get(split.annotation, f" ({split.annotation})")
+        splits.append(f"{split.name}{count}{weak}")
+    name = spec.name if spec.dataset == spec.name else f"{spec.name} ({spec.dataset})"
+    return name, str(len(spec.classes)), ", ".join(splits), spec.licence
+
+
+def markdown(specs: Iterable[DatasetSpec]) -> list[str]:
+    """Lines of the table of datasets, without those that are drawn on this machine."""
+    rows = [describe(spec) for spec in specs if not spec.name.startswith("toy_")]
+    return ["| spec (label space) | classes | splits and images (* no labels) | licence |", "|---|---|---|---|"] + [
+        f"| `{name.split(' ')[0]}`{name[len(name.split(' ')[0]) :]} | {classes} | {splits} | {licence} |"
+        for name, classes, splits, licence in rows
+    ]
 
 
 def show(space: LabelSpace) -> Table:
@@ -131,18 +161,24 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("command", choices=["list", "show", "relate", "remap", "tree"])
     parser.add_argument("names", nargs="*", metavar="DATASET")
     parser.add_argument("--specs", nargs="*", default=[], metavar="YAML", help="dataset specs to register first")
+    parser.add_argument("--markdown", action="store_true", help="list: as a table for a README")
     parser.add_argument("--datasets", nargs="*", default=[], help="tree: datasets to show (default: all)")
     args = parser.parse_args(argv)
-    for spec in args.specs:
-        register.register_dataset(spec)
+    try:
+        for spec in args.specs:
+            register.register_dataset(spec)
+    except (SpecError, register.RegistrationError, TaxonomyError) as problem:
+        sys.exit(str(problem))
     expected = {"list": 0, "show": 1, "relate": 2, "remap": 2, "tree": 0}[args.command]
     if len(args.names) != expected:
         parser.error(f"{args.command} takes {expected} dataset names, not {len(args.names)}")
     console = Console()
-    if args.command == "list":
-        table = Table("dataset", "classes")
-        for name, space in sorted(known_spaces().items()):
-            table.add_row(name, str(space.num_classes))
+    if args.command == "list" and args.markdown:
+        print("\n".join(markdown(registered_specs())))
+    elif args.command == "list":
+        table = Table("spec (label space)", "classes", "splits and images (* no labels)", "licence")
+        for spec in registered_specs():
+            table.add_row(*describe(spec))
         console.print(table)
     elif args.command == "tree":
         taxonomy = register.current_taxonomy()

@@ -28,6 +28,7 @@ __all__ = [
     "SizeMismatchError",
     "check_sizes",
     "decode_color",
+    "decode_first_channel",
     "decode_index",
     "open_file",
     "read_image",
@@ -213,6 +214,30 @@ def decode_index(file: EncodedFile, rows: int | None = None) -> np.ndarray:
             "id, save one of them as an 8-bit grey PNG."
         )
     return turn(pixels, file.orientation)
+
+
+def decode_first_channel(file: EncodedFile) -> np.ndarray:
+    """Decodes a label map of which the first (red) of three 16-bit channels is the id, as SYNTHIA's.
+
+    Args:
+        file: from :func:`open_file`.
+
+    Returns:
+        (H, W) uint16 raw ids.
+
+    Raises:
+        BadFileError: broken file or another format. 8-bit copies are refused: whoever cut 16 bits down to the upper
+            eight has lost the ids.
+    """
+    if file.kind != "PNG" or file.depth != 16 or file.data[25] not in (2, 6):
+        raise BadFileError(
+            f"{file.path}: the spec says 'encoding: first_channel' (16-bit RGB PNG, the id in the red channel), but "
+            f"this is a {file.describe()}. Take the file as downloaded: a copy saved with 8 bits has lost its ids."
+        )
+    pixels = cv2.imdecode(np.frombuffer(file.data, np.uint8), cv2.IMREAD_UNCHANGED)  # Pillow would cut to 8 bits
+    if pixels is None or pixels.shape[:2] != Image.open(io.BytesIO(file.data)).size[::-1]:
+        raise BadFileError(f"{file.path}: broken or truncated {file.kind} file.")
+    return turn(np.ascontiguousarray(pixels[..., 2]), file.orientation)  # BGR
 
 
 def _is_16_bit_grey(file: EncodedFile) -> bool:

@@ -18,8 +18,8 @@ from detectron2.data import MetadataCatalog
 
 from ..label_space import IGNORE, IllegalLabelError, LabelSpace, remap, to_local
 from ..yaml_file import did_you_mean
-from .decode import BadFileError, EncodedFile, decode_color, decode_index, open_file
-from .spec import DatasetSpec
+from .decode import BadFileError, EncodedFile, decode_color, decode_first_channel, decode_index, open_file
+from .spec import ENCODINGS, DatasetSpec
 from .views import register_views
 
 __all__ = [
@@ -76,7 +76,7 @@ class LabelReader:
     """Reads the label maps of one catalog entry.
 
     Args:
-        encoding: ``"index"``, ``"color"`` or ``"panoptic"``.
+        encoding: one of :data:`multiseg_d2.data.spec.ENCODINGS`.
         raw_to_local: (65536,) uint8 table of the label space.
         color_table: for encoding ``color``, what ``DatasetSpec.color_table()`` returns: (K,) uint32
             ``R << 16 | G << 8 | B`` and (K,) uint16 raw ids; other colours have the raw id K.
@@ -85,8 +85,8 @@ class LabelReader:
     def __init__(
         self, encoding: str, raw_to_local: np.ndarray, color_table: tuple[np.ndarray, np.ndarray] | None = None
     ) -> None:
-        if encoding not in ("index", "color", "panoptic"):
-            raise ValueError(f"encoding {encoding!r} is none of index, color, panoptic")
+        if encoding not in ENCODINGS:
+            raise ValueError(f"encoding {encoding!r} is none of {', '.join(ENCODINGS)}")
         if (encoding == "color") != (color_table is not None):
             raise ValueError("encoding 'color' needs a colour table, the others have none")
         self.encoding = encoding
@@ -123,14 +123,17 @@ class LabelReader:
             rows: only the first ``rows`` rows are needed.
 
         Returns:
-            (H', W) uint8 or uint16 raw ids for ``index``; (H', W, 3) uint8 for the others, ``color`` in BGR and
-            ``panoptic`` in RGB order, so that a pixel's bytes read as one little-endian number are its key; H' >= rows.
+            (H', W) uint8 or uint16 raw ids for ``index`` and ``first_channel``; (H', W, 3) uint8 for the others,
+            ``color`` in BGR and ``panoptic`` in RGB order, so that a pixel's bytes read as one little-endian number are
+            its key; H' >= rows.
 
         Raises:
             BadFileError: broken file, or one that does not fit the encoding.
         """
         if self.encoding == "index":
             return decode_index(file, rows)
+        if self.encoding == "first_channel":
+            return decode_first_channel(file)
         if file.kind == "JPEG" or file.depth == 16 or file.mode not in ("RGB", "RGBA", "P"):
             raise BadFileError(
                 f"{file.path}: the spec says 'encoding: {self.encoding}' (8-bit RGB PNG), but this is a "
@@ -152,7 +155,7 @@ class LabelReader:
             UnknownSegmentError: a segment id that ``segments_info`` does not list.
             BadFileError: ``segments_info`` is not in COCO's form.
         """
-        if self.encoding == "index":
+        if self.encoding in ("index", "first_channel"):
             return stored
         keys = _keys(stored)  # (h, w)
         if self.encoding == "color":

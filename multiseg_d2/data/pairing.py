@@ -6,7 +6,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .spec import SplitSpec
 
@@ -16,6 +16,7 @@ __all__ = [
     "Pairing",
     "any_file",
     "fixed_folders",
+    "only_what_is_there",
     "pair_files",
     "place",
     "some",
@@ -70,6 +71,20 @@ def pair_files(split: SplitSpec, root: str) -> Pairing:
         return Pairing(images, {}, (), ())
     without_label = tuple(sorted(images.keys() - labels.keys()))
     return Pairing(images, labels, without_label, tuple(sorted(labels.keys() - images.keys())))
+
+
+def only_what_is_there(split: SplitSpec, root: str) -> SplitSpec:
+    """The split with the ids of its list that have an image; as it is where it has no list.
+
+    Raises:
+        DatasetFilesError: the list cannot be read, one id has two files, or none has an image.
+    """
+    if split.ids is None:
+        return split
+    images = _look_up(split, split.images, root, _listed_ids(split, root))
+    if not images:
+        raise DatasetFilesError(f"{split.entry}: none of the listed images is there{place(split.images, root)}")
+    return replace(split, ids=tuple(images))
 
 
 def _search(split: SplitSpec, patterns: tuple[str, ...], root: str) -> dict[str, str]:

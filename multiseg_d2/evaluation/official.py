@@ -79,6 +79,11 @@ class OfficialRule:
         """The matrix by which a grouping is scored, (G, G + 1)."""
         return confusion.merge(matrix, groups)
 
+    def group_iou(self, matrix: np.ndarray, groups: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+        """IoU of each group, (G,), and the matrix that its mean is taken over."""
+        merged = self.group_matrix(matrix, groups)
+        return self.class_iou(merged), merged
+
     def score(self, matrices: Mapping[str, np.ndarray]) -> dict[str, float]:
         """All scores of the rule.
 
@@ -100,8 +105,7 @@ class OfficialRule:
         scores = {"mIoU": self.mean_iou(iou, matrix)}
         scores.update({f"IoU-{name}": float(v) for name, v in zip(self.classes, iou, strict=True)})
         for grouping, groups in self.groupings.items():
-            merged = self.group_matrix(matrix, list(groups.values()))
-            iou = self.class_iou(merged)
+            iou, merged = self.group_iou(matrix, list(groups.values()))
             scores[f"{grouping}_mIoU"] = self.mean_iou(iou, merged)
             scores.update({f"{grouping}_IoU-{name}": float(v) for name, v in zip(groups, iou, strict=True)})
         return scores
@@ -209,6 +213,40 @@ class CocoStuffRule(OfficialRule):
         return confusion.class_iou(matrix)
 
 
+class SynthiaRule(OfficialRule):
+    """SYNTHIA to Cityscapes: 16 classes, and the mean over some of them (mIoU* over 13) by the same matrix.
+
+    Unlike other groupings, whose classes in no group are left out, each group here is one class with its score among
+    all: wall taken for building stays an error of building. Source: CBST's and CRST's evaluation.
+    """
+
+    title = "SYNTHIA to Cityscapes"
+
+    def group_iou(self, matrix: np.ndarray, groups: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+        chosen = [c for (c,) in groups]
+        return self.class_iou(matrix)[chosen], matrix[chosen]
+
+
+class Ade20kRule(OfficialRule):
+    """The scene parsing benchmark: a class that is neither predicted nor there counts as 0; a score with accuracy.
+
+    ``pAcc`` is the share of labelled pixels that are right, ``score`` the mean of it and the mean IoU.
+    """
+
+    title = "ADE20K scene parsing"
+    difference = "classes without ground truth score 0 and are part of the mean; score = (mIoU + pixel accuracy) / 2"
+
+    def class_iou(self, matrix: np.ndarray) -> np.ndarray:
+        return np.nan_to_num(super().class_iou(matrix))
+
+    def score(self, matrices: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """As :meth:`OfficialRule.score`, with ``pAcc`` and ``score``; nan where no pixel is labelled."""
+        matrix = self.scored_matrix(matrices)
+        scores, pixels = self._scores(matrix), matrix.sum()
+        accuracy = float(matrix.diagonal().sum() / pixels) if pixels else float("nan")
+        return {**scores, "pAcc": accuracy, "score": (scores["mIoU"] + accuracy) / 2}
+
+
 #: By the name that dataset specs use.
 OFFICIAL_RULES: dict[str, type[OfficialRule]] = {
     "cityscapes": CityscapesRule,
@@ -218,6 +256,8 @@ OFFICIAL_RULES: dict[str, type[OfficialRule]] = {
     "idd": IddRule,
     "mapillary": MapillaryRule,
     "coco_stuff": CocoStuffRule,
+    "synthia": SynthiaRule,
+    "ade20k": Ade20kRule,
 }
 
 

@@ -13,7 +13,7 @@ from detectron2.data import detection_utils
 from PIL import Image, ImageOps
 
 from multiseg_d2.data import decode
-from multiseg_d2.data.decode import BadFileError, decode_color, decode_index, open_file
+from multiseg_d2.data.decode import BadFileError, decode_color, decode_first_channel, decode_index, open_file
 
 ORIENTATION = 0x0112
 
@@ -248,6 +248,33 @@ def test_index_labels_with_several_channels_are_refused_by_name(tmp_path, color_
     path = write_png(tmp_path / "label.png", np.full((4, 4, channels), 7), 8, color_type)
     with pytest.raises(BadFileError, match=rf"label\.png.*encoding: index.*{kind}.*encoding: color"):
         decode_index(open_file(path))
+
+
+def test_first_of_three_sixteen_bit_channels(tmp_path):
+    values = np.random.default_rng(0).integers(0, 65536, (9, 7, 3))
+    path = write_png(tmp_path / "label.png", values, 16, 2)
+    decoded = decode_first_channel(open_file(path))
+    assert decoded.dtype == np.uint16 and decoded.flags.c_contiguous
+    np.testing.assert_array_equal(decoded, values[..., 0])
+    write_png(tmp_path / "label.png", values % 23, 8, 2)
+    with pytest.raises(BadFileError, match=r"label\.png.*8-bit RGB PNG.*as downloaded"):
+        decode_first_channel(open_file(path))
+    write_png(tmp_path / "label.png", values[..., 0], 16, 0)
+    with pytest.raises(BadFileError, match="16-bit grey PNG"):
+        decode_first_channel(open_file(path))
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.98, "changed"])
+def test_broken_sixteen_bit_colours_are_named(tmp_path, share):
+    path = write_png(tmp_path / "label.png", np.random.default_rng(0).integers(0, 65536, (64, 50, 3)), 16, 2)
+    data = bytearray((tmp_path / "label.png").read_bytes())
+    if share == "changed":
+        data[len(data) // 2] ^= 0xFF
+    else:
+        data = data[: int(share * len(data))]
+    (tmp_path / "label.png").write_bytes(data)
+    with pytest.raises(BadFileError, match=r"label\.png"):
+        decode_first_channel(open_file(path))
 
 
 def test_a_jpeg_label_is_refused_by_name(tmp_path):

@@ -1,7 +1,7 @@
 """The packaged specs against facts from elsewhere.
 
 Sources: the official tables of cityscapesscripts, Detectron2's own metadata, the real samples, and machine-readable
-facts about nine datasets that lie beside the samples (folder ``datasets`` next to the one that MULTISEG_SAMPLES names).
+facts about the datasets that lie beside the samples (folder ``datasets`` next to the one that MULTISEG_SAMPLES names).
 """
 
 from __future__ import annotations
@@ -32,7 +32,15 @@ MAIN = {
         n: n
         for n in ("cityscapes", "bdd100k", "idd", "coco_stuff", "sun_rgbd", "kitti", "wilddash2", "mapillary_vistas")
     },
+    **{n: n for n in ("ade20k", "acdc", "dark_zurich", "gta5", "synthia", "mapillary_vistas_v20")},
     "camvid_full": "camvid",
+}
+#: Their label files hold train ids, whatever other ids the facts list.
+TRAIN_IDS = ("bdd100k", "bdd100k_seg", "cityscapes_trainids", "acdc", "dark_zurich")
+#: Splits without labels, where that is not the test split alone.
+UNLABELLED = {
+    "acdc": {"test", "fog_test", "night_test", "rain_test", "snow_test"},
+    "dark_zurich": {"test", "train", "day_train", "twilight_train", "night_train"},
 }
 
 
@@ -44,9 +52,26 @@ def facts(samples):
         pytest.skip(f"{folder} is not there: packaged specs are not compared with the facts about the datasets")
 
     def read(name):
-        return json.loads((folder / f"{name}.json").read_text())
+        file = {"mapillary_vistas_v20": "mapillary_vistas", "cityscapes16": "cityscapes"}.get(name, name)
+        return in_one_form(name, json.loads((folder / f"{file}.json").read_text()))
 
     return read
+
+
+def in_one_form(name: str, facts: dict) -> dict:
+    """Facts that were written down later, in the form of the others."""
+    if name == "mapillary_vistas_v20":
+        splits = json.loads(json.dumps(facts["splits"]).replace("v1.2", "v2.0"))
+        return {**facts, **facts["v2_0"], "splits": splits}
+    if name == "synthia":
+        facts["eval_classes"] = facts["eval_classes_16"]
+        by_raw = {i: c["index"] for c in facts["eval_classes"] for i in (c["label_id"], *c.get("also", ()))}
+        facts["raw_classes"] = [{"id": c["id"], "train_id": by_raw.get(c["id"], 255)} for c in facts["raw_classes"]]
+        assert facts["ignore_ids"]["raw_16"] == [c["id"] for c in facts["raw_classes"] if c["train_id"] == 255]
+    if name == "gta5":
+        facts["raw_classes"] = [{"id": i, "train_id": 255} for i in facts["ignore_ids"]["raw"]]
+        facts["raw_classes"] += [{"id": c["label_id"], "train_id": c["index"]} for c in facts["eval_classes"]]
+    return facts
 
 
 def decoded(spec) -> dict[tuple[int, int, int], int]:
@@ -79,6 +104,7 @@ def test_every_real_dataset(name):
         folders = {p.split("/")[0] for p in (*split.images, *split.labels)}
         assert len(folders) == 1 and not folders.pop().startswith("/")  # one folder of its own below the data root
     unlabelled = {"test", "benchmark"} if name.split("_")[0] not in ("camvid", "sun") else set()
+    unlabelled = UNLABELLED.get(name, unlabelled)
     assert {s.name for s in spec.splits.values() if s.annotation == "none"} == unlabelled & set(spec.splits)
 
 
@@ -106,6 +132,13 @@ def test_all_that_is_promised():
         "kitti": 19,
         "wilddash2": 26,
         "mapillary_vistas": 65,
+        "mapillary_vistas_v20": 116,
+        "ade20k": 150,
+        "acdc": 19,
+        "dark_zurich": 19,
+        "gta5": 19,
+        "synthia": 16,
+        "cityscapes16": 16,
     }
 
 
@@ -120,12 +153,12 @@ def test_classes_as_the_facts_say(facts, name, source):
     assert spec.colors.tolist() == [c["color"] for c in expected]
 
 
-@pytest.mark.parametrize(("name", "source"), [(n, s) for n, s in MAIN.items() if n not in ("bdd100k", "camvid_full")])
+@pytest.mark.parametrize(("name", "source"), [(n, s) for n, s in MAIN.items() if n not in (*TRAIN_IDS, "camvid_full")])
 def test_raw_ids_as_the_facts_say(facts, name, source):
     table = load_spec(name).raw_to_local
     raw_classes = {c["id"]: c for c in facts(source)["raw_classes"] if c["id"] >= 0}
     never = {i - 1 for i in facts(source)["ignore_ids"].get("never_annotated_coco_ids", ())}
-    assert len(never) == (11 if name == "coco_stuff" else 0)
+    assert len(never) == (11 if name == "coco_stuff" else 0) and len(raw_classes) >= 23
     for raw_id, local_id in enumerate(table.tolist()):
         if raw_id in raw_classes and raw_id not in never:
             assert local_id == raw_classes[raw_id]["train_id"]
@@ -133,8 +166,8 @@ def test_raw_ids_as_the_facts_say(facts, name, source):
             assert local_id == (IGNORE if name == "coco_stuff" and raw_id == 255 else ILLEGAL)
 
 
-def test_bdd_masks_are_train_ids(facts):
-    for name in ("bdd100k", "bdd100k_seg", "cityscapes_trainids"):
+def test_masks_of_train_ids():
+    for name in TRAIN_IDS:
         table = load_spec(name).raw_to_local
         assert table[:19].tolist() == list(range(19)) and table[255] == IGNORE
         assert (np.delete(table, [*range(19), 255]) == ILLEGAL).all()
@@ -168,9 +201,39 @@ def test_counts_as_the_facts_say(facts, name):
     part = "I (IDD_Segmentation)" if name == "idd_part1" else None
     expected = {k: s for k, s in facts(source)["splits"].items() if k in spec.splits or name in MAIN}
     counts = {split: n["parts"][part] if part else n["images"] for split, n in expected.items()}
-    assert {s.name: s.count for s in spec.splits.values() if s.count} == counts
+    parts = {"acdc", "dark_zurich"} & {name}  # their conditions have a test of their own
+    assert {s.name: s.count for s in spec.splits.values() if s.count and (not parts or s.name in counts)} == counts
     labelled = {split: n["annotation_available"] for split, n in expected.items()}
     assert {split: bool(spec.splits[split].labels) for split in expected} == labelled
+
+
+def test_conditions_are_splits_of_their_own_and_together(facts):
+    acdc, per_condition = load_spec("acdc"), facts("acdc")["images_per_condition"]
+    for split in ("train", "val", "test"):
+        parts = [acdc.splits[f"{condition}_{split}"] for condition in facts("acdc")["conditions"]]
+        assert {p.name.split("_")[0]: p.count for p in parts} == per_condition[split]
+        whole = acdc.splits[split]
+        assert whole.images == tuple(i for p in parts for i in p.images)
+        assert whole.labels == tuple(i for p in parts for i in p.labels) and whole.count == sum(p.count for p in parts)
+    zurich = load_spec("dark_zurich")
+    parts = [zurich.splits[f"{time}_train"] for time in ("day", "twilight", "night")]
+    assert zurich.splits["train"].images == tuple(i for p in parts for i in p.images)
+    text = ", ".join(f"{p.count} {p.name.split('_')[0]}" for p in parts)
+    assert text == facts("dark_zurich")["splits"]["train"]["note"] and sum(p.count for p in parts) == 8377
+
+
+def test_adaptation_from_synthia(facts):
+    """16 classes with Cityscapes' meanings on both sides, 13 of them in the score beside the mean of all."""
+    synthia, target, whole = load_spec("synthia"), load_spec("cityscapes16"), load_spec("cityscapes")
+    assert synthia.class_names == target.class_names and synthia.colors.tolist() == target.colors.tolist()
+    for name, raw_ids in ((c.name, c.raw_ids) for c in target.classes):
+        assert raw_ids == whole.classes[whole.class_names.index(name)].raw_ids
+    left_out = set(whole.class_names) - set(target.class_names)
+    assert left_out == {"terrain", "truck", "train"}
+    assert set(target.ignore_ids) == set(whole.ignore_ids) | {22, 27, 31}
+    groups = target.evaluation.groupings["thirteen"]
+    assert list(groups) == facts("synthia")["thirteen"] and all(list(names) == [n] for n, names in groups.items())
+    assert set(target.class_names) - set(groups) == {"wall", "fence", "pole"}
 
 
 def ids_of(pattern: str, path: str) -> str:
@@ -181,18 +244,33 @@ def ids_of(pattern: str, path: str) -> str:
     return next(m[1] for m in matches if m)
 
 
+def one_of_several(path: str | None, split) -> str | None:
+    """``a/{x,y}/*.png`` -> ``a/x/*.png``, after checking that the split has a pattern for each of x and y."""
+    if path is None or "{" not in path:
+        return path
+    before, inner, after = re.fullmatch(r"([^{]*)\{([^}]*)\}(.*)", path).groups()
+    if re.search(r"[A-Z]", inner):  # sequences of one folder, which is a part of the id
+        return before + inner.split(",")[0] + after
+    patterns = split.images if "rgb" in path else split.labels
+    assert [p.split("/", 1)[1].split(before)[1].split("/")[0] for p in patterns] == inner.split(",")
+    return before + inner.split(",")[0] + after
+
+
 @pytest.mark.parametrize(("name", "source"), MAIN.items())
 def test_layout_as_the_facts_say(facts, name, source):
     """The patterns give an image and its label, written as the facts write them, the same id."""
     spec = load_spec(name)
     for split, fact in facts(source)["splits"].items():
         image, label = fact["image_glob"].replace("img-*", "img-000001"), fact["label_glob"]
-        for pattern in spec.splits[split].images:
+        image, label = (re.sub(r"ADE_[a-z]+_\*", "*", path) if path else path for path in (image, label))
+        if "{" in image:  # one folder of several: the splits of that folder alone
+            image, label = (one_of_several(path, spec.splits[split]) for path in (image, label))
+        for pattern in spec.splits[split].images[:1]:
             path = image[:-1] + pattern.rsplit(".", 1)[1] if image.endswith(".*") else image
             image_id = ids_of(pattern, path.replace("*", "x"))
         if not spec.splits[split].labels:
             continue
-        (pattern,) = spec.splits[split].labels
+        pattern = spec.splits[split].labels[0]
         label = {
             "idd": label.replace("_polygons.json", "_labelids.png"),
             "sun_rgbd": label.replace("*", "00000001"),
@@ -233,11 +311,33 @@ def test_layout_as_the_facts_say(facts, name, source):
         ("wilddash2", "images/{}.jpg", "panoptic/{}.png", "ae0013_100000"),
         ("mapillary_vistas", "validation/images/{}.jpg", "validation/v1.2/labels/{}.png", "-a_B"),
         ("mapillary_vistas_v12", "validation/images/{}.jpg", "validation/labels/{}.png", "-a_B"),
+        ("mapillary_vistas_v20", "validation/images/{}.jpg", "validation/v2.0/labels/{}.png", "-a_B"),
+        (
+            "ade20k",
+            "ADEChallengeData2016/images/validation/{}.jpg",
+            "ADEChallengeData2016/annotations/validation/{}.png",
+            "ADE_val_00000001",
+        ),
+        (
+            "acdc",
+            "rgb_anon/night/val/{}_rgb_anon.png",
+            "gt/night/val/{}_gt_labelTrainIds.png",
+            "GOPR0376/GOPR0376_frame_000001",
+        ),
+        (
+            "dark_zurich",
+            "rgb_anon/val/night/{}_rgb_anon.png",
+            "gt/val/night/{}_gt_labelTrainIds.png",
+            "GOPR0356/GOPR0356_frame_000321",
+        ),
+        ("gta5", "images/{}.png", "labels/{}.png", "00001"),
+        ("synthia", "RGB/{}.png", "GT/LABELS/{}.png", "0000000"),
     ],
 )
 def test_names_of_files(tmp_path, name, image, label, image_id):
     """One pair, laid out as the dataset is, is found."""
-    split = load_spec(name).splits["val"]
+    splits = load_spec(name).splits
+    split = splits.get("val", splits["train"])
     root = split.images[0].split("/")[0]
     for folder in {p.split("{id}")[0].rpartition("/")[0] for p in (*split.images, *split.labels)}:
         (tmp_path / folder).mkdir(parents=True, exist_ok=True)
@@ -271,14 +371,14 @@ def test_idd_levels_nest(facts):
 
 
 def test_submission_ids_as_the_facts_say(facts):
-    for name in ("cityscapes", "kitti", "wilddash2"):
+    for name, void in (("cityscapes", 0), ("kitti", 0), ("wilddash2", 0), ("ade20k", 0), ("mapillary_vistas_v20", 123)):
         evaluation = load_spec(name).evaluation
         assert list(evaluation.submission_ids) == [c["label_id"] for c in facts(name)["eval_classes"]]
-        assert evaluation.submission_void == 0
+        assert evaluation.submission_void == void
     names = {c["id"]: c["name"].replace(" ", "").replace("-", "") for c in facts("wilddash2")["benchmark_labels"]}
     wilddash2 = load_spec("wilddash2")
     assert [names[i] for i in wilddash2.evaluation.submission_ids] == list(wilddash2.class_names)
-    for name in ("bdd100k", "idd", "mapillary_vistas"):  # servers that take local ids
+    for name in ("bdd100k", "idd", "mapillary_vistas", "acdc", "dark_zurich"):  # servers that take local ids
         assert load_spec(name).evaluation.submission_ids is None
 
 

@@ -8,8 +8,10 @@ import os
 import re
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+from detectron2.data import DatasetCatalog
 from PIL import Image
 
 import multiseg_d2.data.check as check_module
@@ -83,7 +85,10 @@ def test_count(check, little):
     (little / "little/images/train/city/003.jpg").unlink()
     (little / "little/labels/train/city/003.png").unlink()
     code, _, report = check()
-    assert code == 1 and only_problem(report["little_train"], "count") == ["little_train: 3 images found, 4 expected"]
+    assert code == 1 and only_problem(report["little_train"], "count") == [
+        "little_train: 3 images found, 4 expected (--part: that is on purpose)"
+    ]
+    assert check(str(little / "little.yaml"), "--part")[0] == 0
     assert not report["little_val"]["failed"]
 
 
@@ -212,9 +217,9 @@ def cityscapes(root: Path, *kinds: str) -> None:
 @pytest.mark.parametrize(
     ("kinds", "checked"),
     [
-        (["labelIds"], {"cityscapes_train"}),
+        (["labelIds"], {"cityscapes_train", "cityscapes16_train"}),
         (["labelTrainIds"], {"cityscapes_trainids_train"}),
-        (["labelIds", "labelTrainIds"], {"cityscapes_train", "cityscapes_trainids_train"}),
+        (["labelIds", "labelTrainIds"], {"cityscapes_train", "cityscapes16_train", "cityscapes_trainids_train"}),
         ([], {"cityscapes_train"}),
     ],
 )
@@ -303,3 +308,109 @@ def test_panoptic_faults_are_told_apart(script, samples, tmp_path):
     assert set(split["problems"]) == {"stray", "missing", "ids"} and split["checked"] == 2
     (problem,) = split["problems"]["ids"]
     assert problem["file"] == str(labels[1]) and f"{1 + 2 * 256 + 3 * 65536}: 10 pixels" in problem["message"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("{name: house,", "{name: house, covers: [buildng],"), "did you mean 'building'"),
+        (("name: little", "name: camvid"), "'camvid' is registered already"),
+        (
+            ("name: little", "name: little\ndataset: idd_level1"),
+            "'idd_level1' has, in the spec 'idd_level1', the classes",
+        ),
+    ],
+)
+def test_specs_that_training_could_not_register_are_refused(check, script, little, capsys, change, message):
+    (little / "little.yaml").write_text(SPEC.replace(*change))
+    assert script("check").main([str(little / "little.yaml"), "--root", str(little)]) == 2
+    assert message in capsys.readouterr().err
+    (little / "little.yaml").write_text(SPEC)  # mended, it is checked
+    assert check()[0] == 0 and "little_train" not in DatasetCatalog
+
+
+def test_a_part_of_a_list_is_enough_with_part(check, little):
+    """Ids of a list without an image are no problem; an image without its label still is."""
+    text = SPEC.replace("count: 4}", 'count: 4, ids: "little/ids.txt"}')
+    (little / "little.yaml").write_text(text)
+    (little / "little/ids.txt").write_text("city/000\ncity/001\ncity/999\n")
+    spec = str(little / "little.yaml")
+    code, _, report = check(spec)
+    assert code == 1 and set(report["little_train"]["problems"]) == {"missing"}
+    code, _, report = check(spec, "--part")
+    assert code == 0 and report["little_train"]["checked"] == 2
+    (little / "little/labels/train/city/001.png").unlink()
+    code, _, report = check(spec, "--part")
+    assert code == 1 and "city/001" in str(report["little_train"]["problems"])
+
+
+def indexed(path: Path, ids: np.ndarray) -> None:
+    """A palette PNG whose colours say nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(ids).convert("P")
+    image.putdata(ids.ravel().tolist())
+    image.putpalette([255 - i // 3 for i in range(768)])
+    image.save(path)
+
+
+def test_gta5_files(script, tmp_path, capsys):
+    """Palette indices up to 34, images of several sizes; a label of another size than its image is named."""
+    rng, sizes = np.random.default_rng(0), [(10, 19), (12, 18), (10, 19)]
+    for number, (height, width) in enumerate(sizes, 1):
+        image = tmp_path / f"gta5/images/{number:05d}.png"
+        image.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (height, width, 3), np.uint8)).save(image)
+        ids = np.full((height, width), 7, np.uint8)
+        ids[0], ids[1], ids[2] = 34, 26, 0  # licence plate, car, unlabeled
+        indexed(tmp_path / f"gta5/labels/{number:05d}.png", ids)
+    arguments = ["gta5", "--root", str(tmp_path), "--workers", "1", "--part", "--json", str(tmp_path / "report.json")]
+    assert script("check").main(arguments) == 0, capsys.readouterr().out
+    report = json.loads((tmp_path / "report.json").read_text())["splits"]["gta5_train"]
+    assert {n: c for n, c in report["class_pixels"].items() if c} == {"road": 2 * 7 * 19 + 9 * 18, "car": 19 * 2 + 18}
+    assert report["ignored_pixels"] == 2 * (19 * 2 + 18)
+    indexed(tmp_path / "gta5/labels/00002.png", np.full((12, 17), 7, np.uint8))
+    assert script("check").main(arguments) == 1 and "00002.png" in capsys.readouterr().out
+
+
+def test_synthia_files(script, tmp_path, capsys):
+    """The class is the first of three 16-bit channels; files that were cut to 8 bits are refused, not read as void."""
+    image, label = tmp_path / "synthia/RGB/0000000.png", tmp_path / "synthia/GT/LABELS/0000000.png"
+    for path in (image, label):
+        path.parent.mkdir(parents=True)
+    Image.fromarray(np.zeros((6, 8, 3), np.uint8)).save(image)
+    stored = np.zeros((6, 8, 3), np.uint16)  # OpenCV writes BGR
+    stored[..., 2], stored[..., 1] = 3, np.arange(48).reshape(6, 8) * 700  # road; instances
+    stored[0, :, 2], stored[1, :, 2], stored[2, 0, 2] = 22, 13, 17  # lane marking, parking slot, rider
+    cv2.imwrite(str(label), stored)
+    arguments = [
+        *("synthia", "--root", str(tmp_path), "--workers", "1", "--part"),
+        *("--json", str(tmp_path / "report.json")),
+    ]
+    assert script("check").main(arguments) == 0, capsys.readouterr().out
+    report = json.loads((tmp_path / "report.json").read_text())["splits"]["synthia_train"]
+    assert {n: c for n, c in report["class_pixels"].items() if c} == {"road": 8 + 31, "rider": 1}
+    assert report["ignored_pixels"] == 8
+    cut = np.array(Image.open(label))  # what Pillow makes of 16-bit colours
+    assert cut.dtype == np.uint8 and cut[..., 0].max() == 0
+    Image.fromarray(cut).save(label)
+    assert script("check").main(arguments) == 1
+    assert "8-bit RGB PNG" in capsys.readouterr().out
+
+
+def test_ade20k_files_hold_zero_for_other(script, tmp_path, capsys):
+    """0 is ignored, 1 is the first class; what another program has shifted already is an error where it shows."""
+    base = tmp_path / "ade20k/ADEChallengeData2016"
+    image, label = base / "images/validation/ADE_val_00000001.jpg", base / "annotations/validation/ADE_val_00000001.png"
+    for path in (image, label):
+        path.parent.mkdir(parents=True)
+    Image.fromarray(np.zeros((6, 8, 3), np.uint8)).save(image)
+    ids = np.repeat(np.array([[0], [1], [1], [150], [7], [7]], np.uint8), 8, 1)
+    Image.fromarray(ids).save(label)
+    arguments = ["ade20k_val", "--root", str(tmp_path), "--workers", "1", "--part"]
+    arguments += ["--json", str(tmp_path / "report.json")]
+    assert script("check").main(arguments) == 0, capsys.readouterr().out
+    report = json.loads((tmp_path / "report.json").read_text())["splits"]["ade20k_val"]
+    assert {n: c for n, c in report["class_pixels"].items() if c} == {"wall": 16, "road": 16, "flag": 8}
+    assert report["ignored_pixels"] == 8
+    Image.fromarray(ids - np.uint8(1)).save(label)  # 255, 0, 0, 149, ...
+    assert script("check").main(arguments) == 1 and "255 (8 pixels)" in capsys.readouterr().out

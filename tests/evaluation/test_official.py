@@ -205,6 +205,33 @@ def test_coco_stuff_mean_leaves_empty_ids_out_also_of_a_182_wide_space():
     assert ours["mIoU"] == confusion.mean(plain)
 
 
+def test_synthia_rule_averages_some_classes_of_the_same_matrix():
+    """mIoU*: by loops over pixels, with the errors of the classes that are left out."""
+    prediction, truth = random_maps(6, 0)
+    classes = list("abcdef")
+    scores = build_rule("synthia", classes, {"some": {"b": ["b"], "e": ["e"]}}).score(
+        {"plain": confusion.count(prediction, truth, 6)}
+    )
+    pairs = [(p, t) for p, t in zip(prediction.ravel().tolist(), truth.ravel().tolist()) if t != 255]
+    iou = [sum(p == t == c for p, t in pairs) / sum(c in (p, t) for p, t in pairs) for c in range(6)]
+    assert [scores[f"IoU-{c}"] for c in classes] == pytest.approx(iou, abs=1e-12)
+    assert scores["some_mIoU"] == pytest.approx((iou[1] + iou[4]) / 2, abs=1e-12)
+    assert scores["some_IoU-e"] == pytest.approx(iou[4], abs=1e-12)
+
+
+def test_ade20k_rule_counts_absent_classes_as_zero_and_scores_accuracy_too():
+    prediction, truth = random_maps(5, 1, absent=(3,))
+    prediction[prediction == 3] = 255  # a prediction of "other" on a labelled pixel is a miss
+    scores = score("ade20k", prediction, truth, list("abcde"))
+    pairs = [(p, t) for p, t in zip(prediction.ravel().tolist(), truth.ravel().tolist()) if t != 255]
+    union = [sum(c in (p, t) for p, t in pairs) for c in range(5)]
+    iou = [sum(p == t == c for p, t in pairs) / u if u else 0.0 for c, u in enumerate(union)]
+    accuracy = sum(p == t for p, t in pairs) / len(pairs)
+    assert union[3] == 0 and scores["IoU-d"] == 0
+    assert scores["mIoU"] == pytest.approx(sum(iou) / 5, abs=1e-12)
+    assert (scores["pAcc"], scores["score"]) == pytest.approx((accuracy, (sum(iou) / 5 + accuracy) / 2), abs=1e-12)
+
+
 def test_a_grouping_must_name_classes():
     with pytest.raises(ValueError, match="tramway"):
         build_rule("cityscapes", CLASSES, {"category": {"vehicle": ["car", "tramway"]}})

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from multiseg_d2.data.spec import load_spec, packaged_specs
+
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "label_space.py"
 
 
@@ -58,7 +60,34 @@ def test_list_and_own_specs(tool, capsys, tmp_path):
         'splits:\n  train: {images: "m/{id}.png", labels: "l/{id}.png"}\n'
     )
     tool.main(["list", "--specs", str(spec)])
-    assert rows(capsys.readouterr().out, "mine_listed") == ["mine_listed 2"]
+    assert rows(capsys.readouterr().out, "mine_listed") == ["mine_listed 2 train"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: camvid\nclasses: [{name: a, raw: [0]}]\nsplits: {x: {images: 'm/{id}.png'}}\n", "registered already"),
+        ("name: mine\nclasses: [{name: a, raw: [0], covers: [raod]}]\nsplits: {x: {images: 'm/{id}.png'}}\n", "'road'"),
+        ("name: mine\n", "classes"),
+    ],
+)
+def test_specs_that_cannot_be_registered_end_with_one_line(tool, tmp_path, text, message):
+    spec = tmp_path / "mine.yaml"
+    spec.write_text(text)
+    with pytest.raises(SystemExit) as ended:
+        tool.main(["list", "--specs", str(spec)])
+    assert str(spec) in ended.value.code and message in ended.value.code
+
+
+def test_the_readme_has_the_table_of_all_datasets(tool):
+    """datasets/README.md holds what the command prints, between two comments."""
+    lines = tool.markdown(load_spec(name) for name in packaged_specs())
+    text = (TOOL.parents[1] / "datasets" / "README.md").read_text()
+    _, _, after = text.partition("<!-- python tools/label_space.py list --markdown -->\n")
+    table, _, _ = after.partition("<!-- end of the table -->")
+    assert table.splitlines() == lines, "put the output of the command there"
+    assert len(lines) - 2 == len([name for name in packaged_specs() if not name.startswith("toy_")])
+    assert "| `cityscapes` | 19 | train 2975, val 500, test 1525*, train_extra 19998 | own terms:" in table
 
 
 def test_unknown_dataset_is_named(tool):
