@@ -173,7 +173,7 @@ REFUSED: dict[str, tuple[dict, str]] = {
     "no splits": ({"splits": {}}, "splits: there is none"),
     "name that is no key": ({"name": "my.city"}, "name: 'my.city' may hold letters"),
     "dataset that is no key": ({"dataset": "a/b"}, "dataset: 'a/b' may hold letters"),
-    "encoding": ({"encoding": "colour"}, "encoding: 'colour' is none of index, color, panoptic, first_channel (did you mean 'color'"),
+    "encoding": ({"encoding": "colour"}, "first_channel (did you mean 'color'"),
     "unlisted": ({"unlisted": "ignored"}, "unlisted: 'ignored' is none of error, ignore (did you mean 'ignore'?)"),
     "annotation": ({"annotation": "boxes"}, "splits.train.annotation: 'boxes' is none of pixel, box, tag, none"),
     "official rule": ({"evaluation": {"official": "cityscape"}}, "evaluation.official: 'cityscape' is none of"),
