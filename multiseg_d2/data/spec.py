@@ -32,7 +32,8 @@ __all__ = [
 ANNOTATIONS = ("pixel", "box", "tag", "none")
 ENCODINGS = ("index", "color", "panoptic", "first_channel")
 #: Evaluation rules that differ from the plain one and have code behind them in ``evaluation/official.py``.
-OFFICIAL_RULES = tuple("none cityscapes bdd100k idd kitti coco_stuff wilddash2 mapillary synthia ade20k".split())
+_BENCHMARKS = ("cityscapes", "bdd100k", "idd", "kitti", "coco_stuff", "wilddash2", "mapillary", "synthia", "ade20k")
+OFFICIAL_RULES = ("none", *_BENCHMARKS)
 
 Color = tuple[int, int, int]
 _PACKAGED = Path(__file__).resolve().parent / "specs"
