@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import time
+from pathlib import Path
 
 import pytest
 from run_state import assert_same, drawn, final_state
@@ -47,6 +50,34 @@ def test_a_signal_ends_the_run_after_the_step_with_its_state_saved(start, tiny_t
     resumed, whole = final_state(out), final_state(tiny_train(out="whole"))
     assert resumed.pop("kept") == ["model_0000002.pth"] and whole.pop("kept") == []
     assert_same(whole, resumed)
+
+
+@pytest.mark.parametrize("fault", ["int_all@2", "int_at_start", "int_from_worker"])
+def test_ctrl_c_reaches_all_processes_and_only_the_first_decides(start, tmp_path, fault):
+    """At a step, while the workers start, and while the training process waits for one of them."""
+    stopped = start("DATALOADER.NUM_WORKERS", "2", "SOLVER.MAX_ITER", "100000", fault=fault)
+    group = stopped.processes[0].pid
+    assert stopped.wait() == [EXIT_STOPPED], stopped.text()
+    (saved,) = (tmp_path / "out").glob("*.pth")
+    assert saved.name == f"model_{len(drawn(tmp_path / 'out')) - 1:07d}.pth"
+    assert "Traceback" not in stopped.text() and not left_in(group)
+
+
+def left_in(group: int) -> list[int]:
+    """Living processes of a process group, once they had time to end."""
+    deadline = time.monotonic() + 60
+    while (found := living(group)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return found
+
+
+def living(group: int) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has just ended
+            state, _parent, own = path.read_text().rpartition(") ")[2].split()[:3]
+            found += [int(path.parent.name)] if int(own) == group and state != "Z" else []
+    return found
 
 
 def test_a_second_interrupt_aborts(start, tmp_path):

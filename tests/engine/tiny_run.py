@@ -6,10 +6,13 @@ orders faults: ``what@step`` or ``what@step@rank``, several separated by commas.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -111,11 +114,11 @@ def send(number: int):
     return lambda _samples: os.kill(os.getpid(), number)
 
 
-def terminate_group(_samples: list[dict]) -> None:
-    """As a scheduler does: from another process, to the loader's worker processes as well."""
-    assert os.getpgrp() == os.getpid(), "only in a session of its own"
+def signal_group(number: int) -> None:
+    """As a scheduler or a terminal does: from another process, to the loader's worker processes as well."""
+    assert os.environ["TINY_SESSION"] == str(os.getsid(0)), "only in a session of its own"
     if os.fork() == 0:
-        os.killpg(os.getpgrp(), signal.SIGTERM)
+        os.killpg(os.getpgrp(), number)
         os._exit(0)
 
 
@@ -136,7 +139,8 @@ FAULTS = {
     "nan": poison,
     "raise": fail,
     "term": send(signal.SIGTERM),
-    "term_all": terminate_group,
+    "term_all": lambda _samples: signal_group(signal.SIGTERM),
+    "int_all": lambda _samples: signal_group(signal.SIGINT),
     "usr1": send(signal.SIGUSR1),
     "int": send(signal.SIGINT),
     "kill": send(signal.SIGKILL),
@@ -169,6 +173,13 @@ def terminate_at_exit() -> None:
     time.sleep(0.05)
 
 
+def signal_group_once_there_are_workers() -> None:
+    """Ctrl-C as soon as the first worker process exists."""
+    while not multiprocessing.active_children():
+        time.sleep(0.001)
+    signal_group(signal.SIGINT)
+
+
 class RecordingLoader:
     """A training loader with the faults that are on order, and a record of what it gave."""
 
@@ -185,6 +196,23 @@ class RecordingLoader:
                 drawn = [[s["file_name"], s["draw"].seed] for s in samples]
                 file.write(json.dumps([step, drawn]) + "\n")
             yield samples
+
+
+class SlowMapper:
+    """A worker's mapper that sends Ctrl-C to all processes at its third image, once, and then takes its time."""
+
+    def __init__(self, mapper, folder: str) -> None:
+        self.mapper, self.calls, self.sent = mapper, 0, Path(folder, "sent")
+
+    def __call__(self, dataset_dict, rng):
+        self.calls += 1
+        with contextlib.suppress(FileExistsError):
+            if self.calls != 3:
+                return self.mapper(dataset_dict, rng)
+            self.sent.touch(exist_ok=False)  # of two workers, one
+            signal_group(signal.SIGINT)
+            time.sleep(1.0)
+        return self.mapper(dataset_dict, rng)
 
 
 class Rounds(HookBase):
@@ -205,7 +233,12 @@ class FaultyTrainer(Trainer):
 
     @classmethod
     def build_train_loader(cls, cfg, start_step=0, **data):
-        return RecordingLoader(super().build_train_loader(cfg, start_step, **data), cfg.OUTPUT_DIR, start_step)
+        loader = super().build_train_loader(cfg, start_step, **data)
+        if is_ordered("int_from_worker"):
+            loader.dataset.mapper = SlowMapper(loader.dataset.mapper, cfg.OUTPUT_DIR)
+        if is_ordered("int_at_start"):
+            threading.Timer(0.0, signal_group_once_there_are_workers).start()
+        return RecordingLoader(loader, cfg.OUTPUT_DIR, start_step)
 
     @classmethod
     def test(cls, cfg, model, evaluators=None):
@@ -233,6 +266,7 @@ def main(args) -> object:
 def run_redirected(argv: list[str], environment: dict[str, str], log: str) -> None:
     """The program as the target of a new process, with its output in a file."""
     os.setsid()
+    os.environ["TINY_SESSION"] = str(os.getpid())
     target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(target, 1)
     os.dup2(target, 2)
