@@ -74,6 +74,8 @@ def _shown(value: Any) -> str:
 def _list_differences(before: list, now: list, where: str) -> list[str]:
     if before == now:
         return []
+    if not any(isinstance(item, str) for item in (*before, *now)):  # a size, a range: one value
+        return [f"{where}: {before} in the checkpoint, {now} in this run"]
     gone = ", ".join(repr(item) for item in before if item not in now)
     new = ", ".join(repr(item) for item in now if item not in before)
     if not gone and not new:
@@ -122,7 +124,8 @@ def log_config_changes(before: str, cfg: CfgNode) -> None:
     lines = differences(yaml.safe_load(before), yaml.safe_load(cfg.dump()))
     if lines:
         logger.warning(
-            "the config has changed since the checkpoint was written. What the optimizer and the schedule store "
-            "(learning rates, momentum, weight decay) goes on as it was:\n%s",
+            "the config has changed since the checkpoint was written. From here on the new values hold; the learning "
+            "rate of a step follows from its number and these values, as if the whole run had had them. Momenta go on "
+            "as they were:\n%s",
             "\n".join(f"  - {line}" for line in lines),
         )

@@ -6,10 +6,12 @@ import logging
 
 import pytest
 import torch
+from detectron2.engine import HookBase
 from run_state import assert_same, drawn, final_state
 
 from multiseg_d2.checkpoint import ResumeError
 from multiseg_d2.checkpoint.file import read_checkpoint
+from multiseg_d2.engine import Trainer
 
 FPN = ["MODEL.SEM_SEG_HEAD.DECODER", "FPNDecoder", "MODEL.SEM_SEG_HEAD.IN_FEATURES", "['res4', 'res5']"]
 MODES = {
@@ -104,3 +106,51 @@ def test_a_changed_key_that_does_no_harm_is_told(tiny_train, caplog, monkeypatch
     told = [r.getMessage() for r in caplog.records if "the config has changed" in r.getMessage()]
     assert len(told) == 1 and "SOLVER.BASE_LR: 0.05 in the checkpoint, 0.01 in this run" in told[0]
     assert "SOLVER.MAX_ITER: 1 in the checkpoint, 2 in this run" in told[0] and "OUTPUT_DIR" not in told[0]
+
+
+class Rates(HookBase):
+    """Learning rate of each step, as the optimizer has it when the step is done."""
+
+    def __init__(self):
+        self.rates = {}
+
+    def before_step(self):
+        groups = self.trainer.optimizer.param_groups
+        self.rates[self.trainer.iter] = [group["lr"] for group in groups]
+
+
+def rates(cfg, resume: bool) -> dict:
+    trainer = Trainer(cfg)
+    trainer.register_hooks([recorder := Rates()])
+    trainer.resume_or_load(resume)
+    trainer.train()
+    return recorder.rates
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        ["WarmupPolyLR", "SOLVER.WARMUP_ITERS", "4"],
+        ["WarmupCosineLR", "SOLVER.WARMUP_ITERS", "0"],
+        ["WarmupMultiStepLR", "SOLVER.STEPS", "(2, 7)", "SOLVER.WARMUP_ITERS", "0"],
+    ],
+    ids=lambda schedule: schedule[0],
+)
+def test_the_rate_of_a_step_follows_from_its_number_and_the_config(tiny_cfg, schedule):
+    """Also where the checkpoint is of a finished shorter run with another rate, whose stored rate may be zero."""
+    keys = ["SOLVER.LR_SCHEDULER_NAME", *schedule, "SOLVER.HEAD_LR_FACTOR", "5.0"]
+    longer = [*keys, "SOLVER.MAX_ITER", "10", "SOLVER.BASE_LR", "0.02"]
+    whole = rates(tiny_cfg(*longer, out="whole"), resume=False)
+    rates(tiny_cfg(*keys, "SOLVER.BASE_LR", "0.05", "SOLVER.STEPS", "(2, 5)"), resume=False)  # 6 steps
+    resumed = rates(tiny_cfg(*longer), resume=True)
+    assert list(resumed) == [6, 7, 8, 9] and all(rate > 0 for rate in resumed[6])
+    assert resumed == {step: whole[step] for step in resumed}
+
+
+def test_a_changed_size_is_told_as_a_change_of_value(tiny_train, caplog):
+    tiny_train("SOLVER.MAX_ITER", "1", "DATALOADER.NUM_WORKERS", "0")
+    with caplog.at_level(logging.WARNING):
+        tiny_train("--resume", "SOLVER.MAX_ITER", "2", "INPUT.CROP.SIZE", "[32, 32]")
+    (told,) = [r.getMessage() for r in caplog.records if "the config has changed" in r.getMessage()]
+    assert "INPUT.CROP.SIZE: [32, 40] in the checkpoint, [32, 32] in this run" in told and "in addition" not in told
+    assert "From here on the new values hold" in told and "learning rate of a step follows from its number" in told

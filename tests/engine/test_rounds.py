@@ -46,8 +46,9 @@ def test_a_run_resumed_in_rounds_equals_an_unbroken_one(rounds, tiny_train, capl
     whole, halves = tiny_train(*keys, out="whole"), tiny_train(*keys, out="halves")
     (halves / "model_final.pth").unlink()
     (halves / "last_checkpoint").write_text(f"model_{last:07d}.pth")
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO):
         tiny_train("--resume", *keys, out="halves")
+    assert any("resumed from" in r.getMessage() for r in caplog.records)
     assert not [r.getMessage() for r in caplog.records if "config has changed" in r.getMessage()]
     assert [step for step, _ in drawn(halves)[10:]] == list(range(last + 1, 10))
     assert_same(trained(whole), trained(halves))
