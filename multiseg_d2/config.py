@@ -36,12 +36,20 @@ def add_multiseg_config(cfg: CN) -> None:
     cfg.DATALOADER.INTERVAL = 1
 
     # ---- Augmentation (data/mapper.py); flips and crop size are Detectron2's INPUT.RANDOM_FLIP and INPUT.CROP -----
+    # Not ours: the shorter side of training images before the random scale; Detectron2 presets (800,), here images keep
+    # their size. INPUT.MAX_SIZE_TRAIN limits the longer side. INPUT.MIN_SIZE_TRAIN_SAMPLING: "choice", "range", or
+    # "per_dataset": one length per entry of DATASETS.TRAIN.
+    cfg.INPUT.MIN_SIZE_TRAIN = (0,)
     # (low, high) or (low, high, step) of the random scale; step > 0 draws from the grid low, low + step, ..., high.
     cfg.INPUT.SCALE_RANGE = (0.5, 2.0)
     # A crop in which one class holds more than this share of the labelled pixels is drawn again (10 tries); 1 = off.
     cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0
     # Strength of brightness, contrast and saturation jitter, in [0, 1); 0 = off.
     cfg.INPUT.COLOR_JITTER = 0.0
+    # Largest angle of the random rotation in degrees; 0 = off.
+    cfg.INPUT.ROTATION = 0.0
+    # Largest radius in pixels of the Gaussian blur that every second image gets (radius 0 to BLUR); 0 = off.
+    cfg.INPUT.BLUR = 0
 
     # ---- Model ---------------------------------------------------------------------------------------------------
     # Output stride of build_dilated_resnet_backbone and build_deep_stem_resnet_backbone (three 3x3 convolutions instead

@@ -265,11 +265,15 @@ class LabelTarget:
         reader: translates stored pixels into that space.
         translation: (C,) uint8, local id of the entry's own space -> local id of ``dataset``'s or ``IGNORE``, for boxes
             and tags; None where they are the same.
+        own_classes: C, 0 = not known.
+        num_classes: of ``dataset``'s space, 0 = not known.
     """
 
     dataset: str
     reader: LabelReader
     translation: np.ndarray | None = None
+    own_classes: int = 0
+    num_classes: int = 0
 
 
 def label_targets(entries: Sequence[str], remap_to: str = "") -> dict[str, LabelTarget]:
@@ -288,13 +292,15 @@ def label_targets(entries: Sequence[str], remap_to: str = "") -> dict[str, Label
     for entry in entries:
         metadata = MetadataCatalog.get(entry)
         if target is None or metadata.dataset == remap_to:
-            targets[entry] = LabelTarget(metadata.dataset, LabelReader.from_entry(entry))
+            count = metadata.label_space.num_classes
+            targets[entry] = LabelTarget(metadata.dataset, LabelReader.from_entry(entry), None, count, count)
             continue
         translation = remap(metadata.label_space, target)  # (C,)
         dropped = ", ".join(c for c, t in zip(metadata.label_space.classes, translation) if t == IGNORE)
         logger.info("%s in the classes of %s; without a counterpart: %s", entry, remap_to, dropped or "none")
         composed = _compose(metadata.label_space.raw_to_local, translation)
-        targets[entry] = LabelTarget(remap_to, LabelReader.from_entry(entry, composed), translation)
+        reader = LabelReader.from_entry(entry, composed)
+        targets[entry] = LabelTarget(remap_to, reader, translation, len(translation), target.num_classes)
     return targets
 
 

@@ -5,12 +5,24 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
+from detectron2.data import transforms as T
 from detectron2.data.transforms import HFlipTransform, NoOpTransform, ResizeTransform, TransformList
 from fvcore.transforms.transform import CropTransform
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from multiseg_d2.data.augment import ColorJitter, CropWindow, draw_color_jitter, draw_crop, draw_scale
+from multiseg_d2.data.augment import (
+    ColorJitter,
+    CropWindow,
+    GaussianBlur,
+    RotatedWindow,
+    draw_blur,
+    draw_color_jitter,
+    draw_crop,
+    draw_rotation,
+    draw_scale,
+    shortest_edge_scale,
+)
 
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:
@@ -225,3 +237,131 @@ def test_jitter_is_drawn_within_its_strength():
     assert factors.min() >= 0.6 and factors.max() <= 1.4
     assert (factors.min(0) < 0.62).all() and (factors.max(0) > 1.38).all()
     assert np.abs(np.corrcoef(factors.T) - np.eye(3)).max() < 0.15
+
+
+# ---- rotation ----
+
+
+def turned_by_hand(pixels, window, angle, fill):
+    """Nearest neighbour, pixel by pixel: from each pixel of the result back through flip, crop, scale and turn."""
+    height, width = pixels.shape[:2]
+    result = np.full((window.out_h, window.out_w, *pixels.shape[2:]), fill, pixels.dtype)
+    exact = np.ones(result.shape[:2], bool)
+    cos, sin = np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))
+    for i in range(window.out_h):
+        for j in range(window.out_w):
+            column = window.out_w - (j + 0.5) if window.flip else j + 0.5
+            x = window.x0 + column * window.w / window.out_w - width / 2
+            y = window.y0 + (i + 0.5) * window.h / window.out_h - height / 2
+            x, y = cos * x - sin * y + width / 2, sin * x + cos * y + height / 2  # the inverse turn
+            exact[i, j] = min(abs(v - round(v)) for v in (x, y)) > 0.06  # not on the edge between two pixels
+            if 0 <= x < width and 0 <= y < height:
+                result[i, j] = pixels[int(y), int(x)]
+    return result, exact
+
+
+@pytest.mark.parametrize("angle", [-10.0, 0.0, 7.5, 30.0, 90.0, 180.0])
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("shape", [(12, 20, 24, 40), (20, 30, 20, 30), (24, 33, 17, 22)])
+def test_turned_labels_against_a_loop(angle, flip, shape):
+    h, w, out_h, out_w = shape
+    local = noise(30, 44) % 20
+    window = CropWindow(5, 3, w, h, out_w, out_h, flip)
+    turned = RotatedWindow(window, angle, 30, 44, (0, 0, 0))
+    expected, exact = turned_by_hand(local, window, angle, 255)
+    assert exact.mean() > 0.6
+    np.testing.assert_array_equal(turned.apply_segmentation(local)[exact], expected[exact])
+    np.testing.assert_array_equal(turned.content()[exact], (expected != 255)[exact])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_turn_is_the_plain_window(seed):
+    rng = np.random.default_rng(seed)
+    window = draw_crop(rng, 40, 50, 1.5, (30, 36), 0.5)
+    turned = RotatedWindow(window, 0.0, 40, 50, (1, 2, 3))
+    image = noise(40, 50, 3)
+    assert turned.content().all()
+    inner = (slice(2, -2), slice(2, -2))  # at its rim a plain window sees nothing of the rest of the image
+    difference = turned.apply_image(image).astype(int) - window.apply_image(image)
+    assert np.abs(difference[inner]).max() <= 2
+    points = rng.random((9, 2)) * 40
+    np.testing.assert_allclose(turned.apply_coords(points), window.apply_coords(points))
+
+
+def test_what_a_turn_lays_bare_is_filled():
+    turned = RotatedWindow(CropWindow(0, 0, 40, 40, 40, 40), 45.0, 40, 40, (10, 20, 30))
+    image = turned.apply_image(np.full((40, 40, 3), 200, np.uint8))
+    label = turned.apply_segmentation(np.zeros((40, 40), np.uint8))
+    shares = turned.apply_image(np.ones((40, 40), np.float32))
+    assert image[0, 0].tolist() == [10, 20, 30] and image[20, 20].tolist() == [200] * 3
+    assert label[0, 0] == 255 and label[20, 20] == 0 and set(np.unique(label)) == {0, 255}
+    assert shares[0, 0] == 0 and shares[20, 20] == 1
+    np.testing.assert_array_equal(turned.content(), label == 0)
+    assert abs(turned.content().mean() - (2 * np.sqrt(2) - 2)) < 0.01  # the octagon that both squares share
+
+
+def test_points_and_boxes_turn_with_the_pixels():
+    image = np.zeros((60, 80), np.uint8)
+    image[10:14, 50:54] = 255
+    for angle, flip in ((20.0, False), (-35.0, True)):
+        turned = RotatedWindow(CropWindow(10, 4, 64, 50, 128, 100, flip), angle, 60, 80, (0, 0, 0))
+        rows, columns = np.nonzero(turned.apply_image(image) > 127)
+        centre = turned.apply_coords(np.array([[52.0, 12.0]]))[0]
+        np.testing.assert_allclose((columns.mean() + 0.5, rows.mean() + 0.5), centre, atol=0.3)
+        x0, y0, x1, y1 = turned.apply_box(np.array([[50, 10, 54, 14]]))[0]
+        assert x0 - 1 <= columns.min() and columns.max() + 1 <= x1 + 1 and y0 - 1 <= rows.min() and rows.max() <= y1
+
+
+def test_strong_shrinking_averages():
+    checks = (np.indices((256, 256)).sum(0) % 2 * 255).astype(np.uint8)
+    small = RotatedWindow(CropWindow(0, 0, 256, 256, 64, 64), 10.0, 256, 256, (0,)).apply_image(checks)
+    assert np.abs(small[20:44, 20:44].astype(int) - 127).max() <= 1
+
+
+def test_angles_and_blurs_that_are_drawn():
+    rng = np.random.default_rng(0)
+    angles = np.array([draw_rotation(rng, 10.0) for _ in range(4000)])
+    assert np.abs(angles).max() <= 10 and abs(angles.mean()) < 0.4 and abs(angles.std() - 10 / np.sqrt(3)) < 0.2
+    radii = np.bincount([draw_blur(rng, 4).radius for _ in range(4000)])
+    np.testing.assert_allclose(radii / 4000, [0.6, 0.1, 0.1, 0.1, 0.1], atol=0.03)
+    state = rng.bit_generator.state
+    draw_rotation(rng, 0), draw_blur(rng, 0)
+    assert rng.bit_generator.state == state  # what is off draws nothing: the order of a run stays what it was
+
+
+def test_blur_is_a_gaussian_of_its_radius():
+    image = np.zeros((21, 21, 3), np.uint8)
+    image[10, 10] = 255
+    for radius in (1, 2, 4):
+        blurred = GaussianBlur(radius).apply_image(image)[..., 0]
+        kernel = cv2.getGaussianKernel(2 * radius + 1, 0)
+        around = slice(10 - radius, 11 + radius)
+        np.testing.assert_allclose(blurred[around, around], 255 * kernel @ kernel.T, atol=1)
+        assert blurred.astype(int).sum() == blurred[around, around].sum()
+    label = noise(5, 6)
+    assert GaussianBlur(3).apply_segmentation(label) is label
+
+
+# ---- sizes and centres ----
+
+
+@pytest.mark.parametrize(("size", "largest"), [(48, 0), (48, 60), (200, 100), (0, 30)])
+def test_shortest_edges_are_those_of_detectron2(size, largest):
+    for height, width in ((40, 60), (61, 37), (50, 50)):
+        theirs = T.ResizeShortestEdge(size, largest or 10**9).get_transform(np.zeros((height, width, 3), np.uint8))
+        scale = shortest_edge_scale(height, width, size, largest)
+        expected = (getattr(theirs, "new_h", height), getattr(theirs, "new_w", width))
+        assert (int(height * scale + 0.5), int(width * scale + 0.5)) == expected
+
+
+@settings(deadline=None)
+@given(st.tuples(st.integers(0, 49), st.integers(0, 69)), st.floats(0.3, 3), st.integers(0, 99))
+def test_centred_windows_hold_their_pixel(pixel, scale, seed):
+    window = draw_crop(
+        np.random.default_rng(seed), 50, 70, scale, (20, 30), 0.5, centre=(pixel[0] + 0.5, pixel[1] + 0.5)
+    )
+    assert 0 <= window.y0 <= pixel[0] < window.y0 + window.h <= 50
+    assert 0 <= window.x0 <= pixel[1] < window.x0 + window.w <= 70
+    for start, length, place, whole in ((window.y0, window.h, pixel[0], 50), (window.x0, window.w, pixel[1], 70)):
+        if 0 < start < whole - length:  # in the middle, where the image reaches far enough
+            assert abs(start + length / 2 - (place + 0.5)) <= 1
