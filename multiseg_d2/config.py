@@ -16,8 +16,8 @@ def add_multiseg_config(cfg: CN) -> None:
     # ---- Datasets -----------------------------------------------------------------------------------------------
     # Dataset spec files (YAML) to register beside the packaged ones; relative paths start from the working directory.
     cfg.DATASETS.SPECS = ()
-    # Universal taxonomy: "" = the packaged data/taxonomy.yaml, "exact_names" = union by exact class name (UniSeg's
-    # rule), else the path of a taxonomy file.
+    # Universal taxonomy: "" or "packaged" = data/taxonomy.yaml, "mseg" = MSeg's 194 classes, "exact_names" = union by
+    # exact class name (UniSeg's rule), else the path of a taxonomy file.
     cfg.DATASETS.TAXONOMY = ""
     # Label-remapping baseline: name of the dataset whose label space all training labels are mapped to, "" = none.
     cfg.DATASETS.REMAP_TO = ""

@@ -29,10 +29,12 @@ import numpy as np
 
 from .yaml_file import did_you_mean, read_yaml
 
-__all__ = ["PACKAGED", "Concept", "Taxonomy", "TaxonomyError"]
+__all__ = ["BY_NAME", "PACKAGED", "Concept", "Taxonomy", "TaxonomyError"]
 
 #: The taxonomy of the packaged datasets.
 PACKAGED = Path(__file__).resolve().parent / "data" / "taxonomy.yaml"
+#: Taxonomies that have a name: the packaged one and MSeg's 194 classes.
+BY_NAME = {"": PACKAGED, "packaged": PACKAGED, "mseg": PACKAGED.with_name("taxonomy_mseg.yaml")}
 
 _KEYS = {"parents", "classes", "main", "note"}
 

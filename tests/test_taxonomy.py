@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from multiseg_d2 import taxonomy as taxonomy_module
-from multiseg_d2.taxonomy import Concept, Taxonomy, TaxonomyError
+from multiseg_d2.taxonomy import BY_NAME, Concept, Taxonomy, TaxonomyError
 
 PACKAGED = Path(taxonomy_module.__file__).parent / "data" / "taxonomy.yaml"
 
@@ -191,3 +191,71 @@ def test_meaning_makes_nothing_up():
     assert taxonomy.universal == ("bicyclist", "motorcyclist", "car")
     assert taxonomy.meaning(covers).tolist() == [[True, True, False], [True, False, True], [False] * 3, [False] * 3]
     assert taxonomy.meaning({"rider": None}, "a").tolist() == [[True, True, False]]  # the file's word
+
+
+# ---- MSeg's taxonomy ----
+
+#: MSeg's seven training sets (COCO by way of COCO-Stuff): classes of ours, how many of MSeg's 194 they reach, and how
+#: many of ours MSeg leaves unlabelled.
+MSEG = {
+    "ade20k": (150, 117, 9),
+    "bdd100k": (19, 19, 0),
+    "cityscapes": (19, 19, 0),
+    "coco_stuff": (171, 122, 12),
+    "idd": (26, 25, 3),
+    "mapillary_vistas": (65, 44, 5),
+    "sun_rgbd": (37, 37, 0),
+}
+
+
+@pytest.fixture(scope="module")
+def mseg() -> Taxonomy:
+    return Taxonomy.load(BY_NAME["mseg"])
+
+
+def test_mseg_has_its_194_classes_and_maps_its_training_sets(mseg):
+    classes = [name for name in mseg.universal if "/" not in name]
+    assert len(classes) == 194 and not any(name.endswith("_group") for name in classes)
+    assert mseg.universal[:194] == tuple(classes)  # what MSeg leaves unlabelled stands behind
+    reached: set[int] = set()
+    for dataset, (count, wanted, unlabelled) in MSEG.items():
+        names = list(mseg._classes[dataset])
+        rows = mseg.membership(dataset, names)
+        assert len(names) == count
+        assert (int(rows[:, :194].any(0).sum()), int(rows[:, 194:].any(1).sum())) == (wanted, unlabelled), dataset
+        assert rows.any(1).all()
+        reached |= set(np.flatnonzero(rows[:, :194].any(0)))
+    assert reached == set(range(194))
+
+
+def test_mseg_agrees_with_its_table(samples, mseg):
+    """Rows of the master table that were written down by others."""
+    facts = published_facts(samples.parent / "datasets" / "relations.json")["public_tables"]["mseg"]["rows"]
+    for dataset in ("bdd100k", "camvid_strict", "cityscapes", "kitti", "mapillary_vistas", "sun_rgbd"):
+        theirs = {(row["concept"], n) for row in facts for n in row.get(dataset, ()) if row["concept"] != "unlabeled"}
+        ours = {(c, n) for n in mseg._classes[dataset] for c in mseg.concepts_of(dataset, n) if "/" not in c}
+        assert ours == theirs, dataset
+    panoptic = {row["concept"] for row in facts if "coco_panoptic" in row}
+    names = list(mseg._classes["coco_stuff"])
+    reached = np.flatnonzero(mseg.membership("coco_stuff", names)[:, :194].any(0))
+    assert {mseg.universal[u] for u in reached} == panoptic and len(panoptic) == 122
+
+
+def test_mseg_s_merges(mseg):
+    """Several classes of a dataset may be one of MSeg's; nothing of one dataset is in two by accident."""
+    road = [
+        "Road",
+        "Parking",
+        "Bike Lane",
+        "Service Lane",
+        "Lane Marking - General",
+        "Lane Marking - Crosswalk",
+        "Pothole",
+    ]
+    assert {mseg.concepts_of("mapillary_vistas", name) for name in road} == {("road",)}
+    assert mseg.concepts_of("idd", "curb") == mseg.concepts_of("cityscapes", "sidewalk") == ("sidewalk_pavement",)
+    assert mseg.concepts_of("coco_stuff", "wall-brick") == mseg.concepts_of("ade20k", "wall") == ("wall",)
+    assert set(mseg.concepts_of("kitti", "rider")) == {"rider_other", "bicyclist", "motorcyclist"}
+    for dataset in ("acdc", "dark_zurich", "gta5"):
+        for name in mseg._classes["cityscapes"]:
+            assert mseg.concepts_of(dataset, name) == mseg.concepts_of("cityscapes", name)

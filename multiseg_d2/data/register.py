@@ -8,7 +8,7 @@ entry: ``stuff_classes``, ``stuff_colors``, ``ignore_label``, ``evaluator_type``
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 
 from ..label_space import IGNORE, LabelSpace
-from ..taxonomy import PACKAGED, Taxonomy
+from ..taxonomy import BY_NAME, Taxonomy
 from ..view_name import ViewNameError, base_entry
 from ..yaml_file import did_you_mean
 from .files import data_root, list_pairs
@@ -107,7 +107,7 @@ def use_taxonomy(choice: str = "", train: Sequence[str] = (), test: Sequence[str
     ``MetadataCatalog.get(name)`` returns a new object afterwards; one that was taken before keeps the old label space.
 
     Args:
-        choice: as ``DATASETS.TAXONOMY``: ``""`` = packaged file, ``"exact_names"``, or the path of a file.
+        choice: as ``DATASETS.TAXONOMY``: ``""`` or ``"packaged"``, ``"mseg"``, ``"exact_names"``, or a file's path.
         train: catalog entries; for ``"exact_names"`` their class names make up the union.
         test: further entries that are used. In a file of the user's, the concepts that the `covers` of used datasets
             name must exist; other datasets get classes of their own where they do not.
@@ -122,18 +122,20 @@ def use_taxonomy(choice: str = "", train: Sequence[str] = (), test: Sequence[str
     trained = {spec.dataset: spec.class_names for spec in (_spec_of(name, "train") for name in train)}
     used = tuple(dict.fromkeys((*trained, *(_spec_of(name, "test").dataset for name in test))))
     new_choice = (choice, tuple(trained) if choice == EXACT_NAMES else ())
-    if new_choice == _state.choice and choice in ("", EXACT_NAMES) and _state.taxonomy is not None:
+    if new_choice == _state.choice and choice in (*BY_NAME, EXACT_NAMES) and _state.taxonomy is not None:
         return _state.taxonomy  # a file of the user's is read again: it may have changed
     if choice == EXACT_NAMES:
         base = Taxonomy.exact_names(trained)
-    elif choice and not Path(choice).is_file():
-        raise RegistrationError(
-            f"DATASETS.TAXONOMY: {choice!r} is neither '' (the packaged taxonomy) nor {EXACT_NAMES!r} nor a file"
-            f"{did_you_mean(choice, [EXACT_NAMES])}"
-        )
+    elif choice in BY_NAME:
+        base = _named_taxonomy(BY_NAME[choice])
+    elif Path(choice).is_file():
+        base = Taxonomy.load(choice)
     else:
-        base = Taxonomy.load(choice) if choice else _packaged_taxonomy()
-    _rebuild(base, used if choice else None)
+        names = [name for name in (*BY_NAME, EXACT_NAMES) if name]
+        raise RegistrationError(
+            f"DATASETS.TAXONOMY: {choice!r} is none of {', '.join(names)}, and no file{did_you_mean(choice, names)}"
+        )
+    _rebuild(base, None if choice in ("", "packaged") else used)
     _state.choice = new_choice
     return current_taxonomy()
 
@@ -141,7 +143,7 @@ def use_taxonomy(choice: str = "", train: Sequence[str] = (), test: Sequence[str
 def current_taxonomy() -> Taxonomy:
     """The taxonomy behind the label spaces: the chosen one and, at its end, what registered datasets brought along."""
     if _state.taxonomy is None:
-        _state.base = _state.taxonomy = _packaged_taxonomy()
+        _state.base = _state.taxonomy = _named_taxonomy(BY_NAME[""])
     return _state.taxonomy
 
 
@@ -252,9 +254,9 @@ def _spec_of(entry: str, where: str) -> DatasetSpec:
     return entries[base]
 
 
-@lru_cache(maxsize=1)
-def _packaged_taxonomy() -> Taxonomy:
-    return Taxonomy.load(PACKAGED)
+@cache
+def _named_taxonomy(path: Path) -> Taxonomy:
+    return Taxonomy.load(path)
 
 
 @cache

@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from ..label_space import LabelSpace
-from ..taxonomy import PACKAGED, Taxonomy
+from ..taxonomy import BY_NAME, PACKAGED, Taxonomy
 from ..view_name import base_entry
 
 __all__ = [
@@ -94,7 +94,7 @@ def class_meanings(cfg: CfgNode) -> dict[str, np.ndarray]:
         Dataset -> (C, L) bool, see :meth:`.Taxonomy.meaning`.
     """
     choice = cfg.DATASETS.TAXONOMY
-    taxonomy = Taxonomy.load(PACKAGED if choice in ("", "exact_names") else choice)
+    taxonomy = Taxonomy.load(PACKAGED if choice == "exact_names" else BY_NAME.get(choice, choice))
     meanings = {}
     for entry in cfg.DATASETS.TRAIN:
         dataset, space = catalog_space(entry)

@@ -25,7 +25,7 @@ from multiseg_d2.data.register import (
     use_taxonomy,
 )
 from multiseg_d2.data.spec import SpecError, load_spec, packaged_specs
-from multiseg_d2.label_space import IGNORE, LabelSpace, stack_memberships
+from multiseg_d2.label_space import EQUAL, IGNORE, LabelSpace, relation, stack_memberships
 from multiseg_d2.taxonomy import PACKAGED, Taxonomy, TaxonomyError
 
 CITY = {
@@ -346,9 +346,25 @@ def test_names_in_the_config_that_nobody_registered(train, test, message):
         register_from_config(config(train, test))
 
 
+def test_mseg_as_the_taxonomy_of_a_config():
+    """Label spaces in MSeg's 194 classes: Mapillary's parking is road; datasets that MSeg lacks bring their own."""
+    register_from_config(config(["cityscapes_train", "mapillary_vistas_train"], ["idd_val"], TAXONOMY="mseg"))
+    spaces = {name: MetadataCatalog.get(f"{name}_train").label_space for name in ("cityscapes", "mapillary_vistas")}
+    codes = relation(spaces["cityscapes"], spaces["mapillary_vistas"])
+    equal = {n for n, code in zip(spaces["mapillary_vistas"].classes, codes[0]) if code == EQUAL}
+    assert spaces["cityscapes"].classes[0] == "road" and {"Road", "Parking", "Service Lane", "Pothole"} <= equal
+    assert current_taxonomy().universal[:194][-1] == "window_blind"
+    assert "wilddash2/egovehicle" in current_taxonomy().universal
+    for name in ("packaged", ""):
+        register_from_config(config(["cityscapes_train"], TAXONOMY=name))
+        assert current_taxonomy().universal[0] == "road_surface"
+
+
 @pytest.mark.parametrize("choice", ["exact_name", "nowhere/taxonomy.yaml"])
 def test_a_taxonomy_that_is_not_there(choice):
-    with pytest.raises(RegistrationError, match=rf"DATASETS.TAXONOMY: '{choice}' is neither .* nor 'exact_names' nor"):
+    with pytest.raises(
+        RegistrationError, match=rf"DATASETS.TAXONOMY: '{choice}' is none of .*mseg, exact_names, and no file"
+    ):
         register_from_config(config(["camvid_train"], [], TAXONOMY=choice))
     assert current_taxonomy().by_name is False
 
