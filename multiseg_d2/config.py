@@ -13,6 +13,13 @@ def add_multiseg_config(cfg: CN) -> None:
     Nothing here repeats what a label space knows: there is no number of classes. ``tests/test_config.py`` counts the
     keys.
     """
+    _add_data(cfg)
+    _add_model(cfg)
+    _add_training(cfg)
+    _add_test(cfg)
+
+
+def _add_data(cfg: CN) -> None:
     # ---- Datasets -----------------------------------------------------------------------------------------------
     # Dataset spec files (YAML) to register beside the packaged ones; relative paths start from the working directory.
     cfg.DATASETS.SPECS = ()
@@ -51,6 +58,8 @@ def add_multiseg_config(cfg: CN) -> None:
     # Largest radius in pixels of the Gaussian blur that every second image gets (radius 0 to BLUR); 0 = off.
     cfg.INPUT.BLUR = 0
 
+
+def _add_model(cfg: CN) -> None:
     # ---- Model ---------------------------------------------------------------------------------------------------
     # Output stride of build_dilated_resnet_backbone and build_deep_stem_resnet_backbone (three 3x3 convolutions instead
     # of one 7x7, as PSPNet has): 8 (stages 4 and 5 dilated) or 16 (stage 5 dilated) or 32 (none).
@@ -91,6 +100,8 @@ def add_multiseg_config(cfg: CN) -> None:
     # Decay of the running mean of the weights, which is then what is evaluated; 0 = off.
     cfg.MODEL.EMA_DECAY = 0.0
 
+
+def _add_training(cfg: CN) -> None:
     # ---- Training (engine/) --------------------------------------------------------------------------------------
     # Not ours: Detectron2 0.5 presets 1e-4 whatever SOLVER.WEIGHT_DECAY is; None follows it, as Detectron2 0.6 does.
     cfg.SOLVER.WEIGHT_DECAY_BIAS = None
@@ -107,6 +118,31 @@ def add_multiseg_config(cfg: CN) -> None:
     # IMS_PER_BATCH images.
     cfg.SOLVER.STEP_MODE = "fused"
 
+    # ---- Self-training (engine/self_training/): labelled and unlabelled entries stand in DATASETS.TRAIN ------------
+    cfg.SELF_TRAINING = CN()
+    # Number of rounds, which share SOLVER.MAX_ITER equally; 0 = no self-training.
+    cfg.SELF_TRAINING.ROUNDS = 0
+    # "class_balanced" (CBST), "global" (one threshold for all classes), "spatial_prior" (CBST-SP); "online": a teacher
+    # (MODEL.EMA_DECAY) labels in every step, and classes of the source are mixed into the target.
+    cfg.SELF_TRAINING.POLICY = "class_balanced"
+    # Share of the target's pixels of each class that is labelled: (first round, growth per round, maximum).
+    cfg.SELF_TRAINING.PORTION = (0.2, 0.05, 0.5)
+    # Share of the source's images that a round trains on, likewise; larger shares hold the smaller ones.
+    cfg.SELF_TRAINING.SOURCE_PORTION = (1.0, 0.0, 1.0)
+    # Share of the target's images that is labelled, the most confident ones, likewise.
+    cfg.SELF_TRAINING.TARGET_PORTION = (1.0, 0.0, 1.0)
+    # CRST's regulariser and its weight: ("mrkld" | "mrent" | "mrl2", 0.1).
+    cfg.SELF_TRAINING.REGULARIZER = ("none", 0.0)
+    # Crops around rare classes: (probability, share of the predictions below which a class is rare, number of the
+    # rarest classes that count where none is below it).
+    cfg.SELF_TRAINING.MINING = (0.0, 0.001, 3)
+    # "spatial_prior" only: file made by tools/spatial_prior.py.
+    cfg.SELF_TRAINING.PRIOR = ""
+    # Whether images that DATASETS.TEST scores may be labelled.
+    cfg.SELF_TRAINING.LABEL_SCORED = False
+
+
+def _add_test(cfg: CN) -> None:
     # ---- Test (evaluation/) --------------------------------------------------------------------------------------
     # Scales of the multi-scale test, switched on by Detectron2's TEST.AUG.ENABLED; TEST.AUG.FLIP adds mirrored images.
     cfg.TEST.AUG.SCALES = (1.0,)

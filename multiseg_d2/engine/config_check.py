@@ -13,6 +13,7 @@ from ..modeling.decoders import DECODER_REGISTRY
 from ..modeling.heads import registered_heads
 from ..yaml_file import did_you_mean
 from .config_file import ConfigError
+from .self_training import self_training_problems
 from .solver import CLIP_TYPES, LR_SCHEDULERS, OPTIMIZERS
 from .step import STEP_MODES
 from .unseen import unseen_problems
@@ -125,6 +126,9 @@ def _label_problems(cfg: CfgNode) -> Iterator[str]:
         )
         return
     usable = heads[name].annotation_types
+    if cfg.SELF_TRAINING.ROUNDS > 0:  # unlabelled entries get labels
+        usable = (*usable, "none")
+        yield from self_training_problems(cfg)
     for dataset in set(cfg.DATASETS.TRAIN) & set(DatasetCatalog.list()):
         annotation = MetadataCatalog.get(dataset).get("annotation", "pixel")
         if annotation not in usable:

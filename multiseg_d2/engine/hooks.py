@@ -65,7 +65,7 @@ class CheckpointHook(HookBase):
 
 
 class EvaluationHook(HookBase):
-    """Evaluates periodically and after the last step; writes every number of the result to the event storage.
+    """Evaluates periodically, where asked to, and after the last step; writes every number to the event storage.
 
     The state is saved first, so that a signal can end the run in the middle of a long evaluation. Nothing is evaluated
     after a step that failed.
@@ -80,9 +80,11 @@ class EvaluationHook(HookBase):
         self.period, self.evaluate, self.checkpoints = period, evaluate, checkpoints
 
     def after_step(self) -> None:
-        """Evaluates where the step's number says so."""
+        """Evaluates where the step's number says so, or another hook."""
         done = self.trainer.iter + 1
-        if self.period > 0 and done % self.period == 0 and done < self.trainer.max_iter:
+        wanted, self.trainer.evaluation_wanted = self.trainer.evaluation_wanted, False
+        due = wanted or (self.period > 0 and done % self.period == 0)
+        if due and done < self.trainer.max_iter:
             self.checkpoints.save()
             self._run()
 

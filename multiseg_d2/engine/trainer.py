@@ -30,6 +30,7 @@ from .ema import EMAHook
 from .hooks import BestWeightsHook, CheckpointHook, EvaluationHook, LearningRateHook, StopHook, in_order
 from .preview import PreviewHook
 from .ranks import broadcast, draw_seed, seed_step, unwrapped, wrap_model
+from .self_training import self_training_hooks
 from .signals import StopSignals
 from .solver import build_gradient_clipper, build_lr_scheduler, build_optimizer, set_scheduler_step
 from .step import TrainStep
@@ -65,6 +66,7 @@ class Trainer(DefaultTrainer):
         training_data: (entries of the catalog, step from which the data order counts); see :meth:`use_training_data`.
         ema: the averaged weights, None where ``MODEL.EMA_DECAY`` is 0.
         evaluations: how many this process has done.
+        evaluation_wanted: set by a hook in ``after_step``: evaluate, and save, after this step as well.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -80,6 +82,7 @@ class Trainer(DefaultTrainer):
         self._saved_origin = 0
         self.ema = EMAHook(cfg.MODEL.EMA_DECAY) if cfg.MODEL.EMA_DECAY > 0 else None
         self.evaluations = 0
+        self.evaluation_wanted = False
 
         seed_step(self.cfg.SEED, 0, rank=0)  # all processes start from the same weights
         model = self.build_model(self.cfg)
@@ -143,7 +146,8 @@ class Trainer(DefaultTrainer):
         """The run's own hooks; their order is :meth:`register_hooks`' business."""
         checkpoints = CheckpointHook(self.cfg.SOLVER.CHECKPOINT_PERIOD)
         evaluate = EvaluationHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate, checkpoints)
-        built = [hooks.IterationTimer(), LearningRateHook(), self.ema, checkpoints, evaluate]
+        built = [hooks.IterationTimer(), LearningRateHook(), self.ema, *self_training_hooks(self.cfg)]
+        built += [checkpoints, evaluate]
         if self.cfg.TEST.BEST_METRIC:
             built.append(BestWeightsHook(self.cfg.TEST.BEST_METRIC))
         if comm.is_main_process():

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from ...label_space import LabelSpace
 from ..batch import Batch
 from ..catalog import UnknownLabelSpaceError, training_datasets, training_spaces
-from ..losses import cross_entropy
 from .head import Head
+from .softmax_loss import SoftmaxLoss
 from .trunk import Trunk
 
 __all__ = ["PerDatasetHead"]
@@ -30,6 +30,7 @@ class PerDatasetHead(Head):
         label_spaces: for each dataset the space that its labels are in, in the order of training.
         loss_weights: w^i of each dataset; 1 where missing.
         share_classifiers: datasets with equal class lists have one classifier.
+        loss: of each dataset's images; default: cross-entropy.
 
     Source: CDCL (AAAI 2022): loss and alternation.
     """
@@ -42,8 +43,10 @@ class PerDatasetHead(Head):
         label_spaces: Mapping[str, LabelSpace],
         loss_weights: Mapping[str, float] | None = None,
         share_classifiers: bool = False,
+        loss: SoftmaxLoss | None = None,
     ) -> None:
         super().__init__(label_spaces)
+        self.loss = loss or SoftmaxLoss()
         self.classifier_of = _classifier_keys(self.spaces, share_classifiers)
         self.loss_weights = {dataset: float((loss_weights or {}).get(dataset, 1.0)) for dataset in self.datasets}
         self.trunk = trunk
@@ -60,6 +63,7 @@ class PerDatasetHead(Head):
             "label_spaces": training_spaces(cfg),
             "loss_weights": _loss_weights(training_datasets(cfg), keys.DATASET_LOSS_WEIGHTS),
             "share_classifiers": keys.SHARE_CLASSIFIERS,
+            "loss": SoftmaxLoss.from_config(cfg),
         }
 
     def losses(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
@@ -77,7 +81,7 @@ class PerDatasetHead(Head):
         for dataset, images in batch.slices().items():
             classifier = classifiers[self.classifier_of[self.space_of[dataset]]]
             logits, targets = classifier(decoded[images]), batch.targets[images]  # (N_i, C_i, h, w), (N_i, H, W)
-            loss = cross_entropy(logits, targets, divisor=batch.num_valid.get(dataset))
+            loss = self.loss(logits, targets, batch, images, batch.num_valid.get(dataset))
             losses[prefix + dataset] = loss * (factor * self.loss_weights[dataset])
         return losses
 

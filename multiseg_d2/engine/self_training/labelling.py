@@ -1,0 +1,174 @@
+"""Two passes over the target of a round: one collects confidences, one writes label files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from torch import Tensor
+
+from ...atomic_file import write_atomically
+from .selection import hard_labels
+from .thresholds import ConfidenceSamples
+
+__all__ = ["ConfidenceCollector", "LabelWriter", "all_sum", "probabilities_of"]
+
+#: Rows of an image that are turned into labels at a time, so that memory holds the scores and little else.
+_ROWS = 64
+
+
+def all_sum(counts: np.ndarray) -> np.ndarray:
+    """Sum of an array over the processes."""
+    return sum(comm.all_gather(counts)) if comm.get_world_size() > 1 else counts
+
+
+def probabilities_of(scores: Tensor, activation: str, prior: Tensor | None = None) -> Tensor:
+    """(N, C, H, W) probabilities, times the spatial prior where there is one, out of (N, C, H, W) scores.
+
+    Args:
+        scores: raw scores.
+        activation: "softmax" or "sigmoid".
+        prior: (C, H, W) in [0, 1], or None.
+    """
+    probabilities = scores.float().softmax(dim=1) if activation == "softmax" else scores.float().sigmoid()
+    return probabilities if prior is None else probabilities * prior
+
+
+class _Labeller(DatasetEvaluator):
+    """What both passes share: the probabilities of an image, some rows at a time."""
+
+    def __init__(self, num_classes: int, activation: str, prior: Tensor | None) -> None:
+        self.num_classes, self.activation, self.prior = num_classes, activation, prior
+
+    def bands(self, scores: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Rows of the image, and their (1, C, rows, W) probabilities."""
+        height, width = scores.shape[-2:]
+        if self.prior is not None and tuple(self.prior.shape[-2:]) != (height, width):
+            raise ValueError(
+                f"the spatial prior is {tuple(self.prior.shape[-2:])}, but an image of the target is "
+                f"{(height, width)}: make it of that size (tools/spatial_prior.py --size)"
+            )
+        for top in range(0, height, _ROWS):
+            rows = slice(top, min(top + _ROWS, height))
+            prior = None if self.prior is None else self.prior[:, rows].to(scores.device)
+            # a void channel, behind the classes, takes part in the softmax but is never a label
+            yield (
+                rows,
+                probabilities_of(scores[None, :, rows], self.activation)[:, : self.num_classes]
+                * (1 if prior is None else prior),
+            )
+
+
+class ConfidenceCollector(_Labeller):
+    """First pass: how confident the predictions of each class are.
+
+    Args:
+        samples: takes the confidences in.
+        activation: "softmax" or "sigmoid": what turns scores into probabilities.
+        prior: (C, H, W) spatial prior in [0, 1] of the size of all images, or None.
+    """
+
+    def __init__(self, samples: ConfidenceSamples, activation: str = "softmax", prior: Tensor | None = None) -> None:
+        super().__init__(samples.num_classes, activation, prior)
+        self.samples = samples
+        self.images: dict[str, float] = {}
+
+    def reset(self) -> None:
+        """Forgets the images' own confidences."""
+        self.images = {}
+
+    def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
+        """Takes in the scores ``sem_seg`` (C, H, W) of each image."""
+        for sample, output in zip(inputs, outputs):
+            bands = [p.max(dim=1) for _, p in self.bands(output["sem_seg"])]
+            confidence = torch.cat([values[0] for values, _ in bands]).cpu().numpy()  # (H, W)
+            labels = torch.cat([names[0] for _, names in bands]).to(torch.uint8).cpu().numpy()
+            self.samples.add(confidence, labels)
+            self.images[sample["image_id"]] = _mean_class_confidence(confidence, labels, self.num_classes)
+
+    def evaluate(self) -> dict[str, Any]:
+        """``predicted``: (C,) pixels per class; ``images``: image id -> mean over its classes of their confidence."""
+        images: dict[str, float] = {}
+        for part in comm.all_gather(self.images):
+            images.update(part)
+        return {"predicted": all_sum(self.samples.predicted), "images": images}
+
+
+class LabelWriter(_Labeller):
+    """Second pass: writes ``labels/<image id>.png`` (local ids, 255 = not kept).
+
+    Args:
+        folder: where the files go.
+        thresholds: (C,) in (0, 1].
+        activation: "softmax" or "sigmoid".
+        prior: (C, H, W), or None.
+        images: ids of the images that get labels; None: all.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        thresholds: np.ndarray,
+        activation: str = "softmax",
+        prior: Tensor | None = None,
+        images: Collection[str] | None = None,
+    ) -> None:
+        super().__init__(len(thresholds), activation, prior)
+        self.images = None if images is None else frozenset(images)
+        self.folder = Path(folder)
+        self.thresholds = torch.from_numpy(np.asarray(thresholds, np.float32))
+        self.reset()
+
+    def reset(self) -> None:
+        """Begins anew; files that are there are written again."""
+        self.kept = np.zeros(self.num_classes, np.int64)
+        self.pixels = 0
+        self.files: dict[str, str] = {}
+
+    def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
+        """Writes the files of each image, each whole or not at all."""
+        for sample, output in zip(inputs, outputs):
+            if self.images is not None and sample["image_id"] not in self.images:
+                continue
+            thresholds = self.thresholds.to(output["sem_seg"].device)
+            bands = [
+                hard_labels(probabilities, thresholds)[0].cpu() for _, probabilities in self.bands(output["sem_seg"])
+            ]
+            labels = torch.cat(bands).numpy()  # (H, W)
+            self.kept += np.bincount(labels.ravel(), minlength=256)[: self.num_classes]
+            self.pixels += labels.size
+            self._write(f"labels/{sample['image_id']}.png", _png(labels))
+
+    def evaluate(self) -> dict[str, Any]:
+        """``kept``: (C,) pixels per class, ``pixels``: all, ``files``: name -> sha256; the same on all processes."""
+        files: dict[str, str] = {}
+        for part in comm.all_gather(self.files):
+            files.update(part)
+        pixels = sum(comm.all_gather(self.pixels))
+        return {"kept": all_sum(self.kept), "pixels": pixels, "files": dict(sorted(files.items()))}
+
+    def _write(self, name: str, content: bytes) -> None:
+        write_atomically(self.folder / name, content)
+        self.files[name] = hashlib.sha256(content).hexdigest()
+
+
+def _mean_class_confidence(confidence: np.ndarray, labels: np.ndarray, num_classes: int) -> float:
+    """Mean over the classes of an image of their mean confidence: CBST's authors choose target images by it."""
+    counts = np.bincount(labels.ravel(), minlength=num_classes)
+    sums = np.bincount(labels.ravel(), weights=confidence.ravel(), minlength=num_classes)
+    there = counts > 0
+    return float((sums[there] / counts[there]).mean())
+
+
+def _png(labels: np.ndarray) -> bytes:
+    done, content = cv2.imencode(".png", labels, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    if not done:
+        raise OSError(f"a label map of {labels.shape} could not be encoded as PNG")
+    return content.tobytes()

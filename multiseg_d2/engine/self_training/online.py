@@ -1,0 +1,147 @@
+"""Self-training in every step: a teacher labels the target's images, and classes of the source are pasted into them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase
+from torch import Tensor
+
+from ...label_space import IGNORE
+from ..dataset_pass import evaluating
+from ..ranks import unwrapped
+from .data import check_target_is_not_scored, source_and_target
+from .labelling import probabilities_of
+
+__all__ = ["OnlineSelfTrainingHook", "class_mix", "quality"]
+
+#: Probability above which the teacher counts as sure of a pixel (DACS, DAFormer).
+SURE = 0.968
+
+Sample = dict[str, Any]
+
+
+class OnlineSelfTrainingHook(HookBase):
+    """Mixes every unlabelled image of a step with a labelled one, and trains on the mixture.
+
+    The teacher has the averaged weights (``MODEL.EMA_DECAY``). Of a source image, half of the classes (rounded up) are
+    cut out and laid over the target image, with their labels; everywhere else the label is the teacher's, and weighs as
+    much as the share of the image's pixels that the teacher is sure of. What is drawn depends on seed and step alone.
+
+    Args:
+        cfg: ``DATASETS`` and ``MODEL.EMA_DECAY`` are used.
+
+    Raises:
+        ValueError: there is no teacher, no source or no target.
+
+    Source: DACS (WACV 2021): ClassMix over domains; DAFormer (CVPR 2022): weight by the share of sure pixels.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        if cfg.MODEL.EMA_DECAY <= 0:
+            raise ValueError("SELF_TRAINING.POLICY 'online' needs a teacher: set MODEL.EMA_DECAY, for example to 0.99")
+        self.cfg = cfg
+        self.source, self.target = source_and_target(cfg)
+
+    def before_train(self) -> None:
+        """Puts itself between loader and model."""
+        if not self.cfg.SELF_TRAINING.LABEL_SCORED:
+            check_target_is_not_scored(self.cfg)
+        self._check_spaces()
+        self.trainer.transforms.append(self.mix)
+
+    def mix(self, samples: Sequence[Sample]) -> list[Sample]:
+        """The step's samples with labelled mixtures in place of the unlabelled ones."""
+        labelled = [s for s in samples if s["entry"] in self.source]
+        unlabelled = [s for s in samples if s["entry"] in self.target]
+        if not unlabelled or not labelled:
+            return list(samples)
+        mixed = iter(self._mixtures(labelled, unlabelled))
+        return [next(mixed) if s["entry"] in self.target else s for s in samples]
+
+    def _mixtures(self, labelled: Sequence[Sample], unlabelled: Sequence[Sample]) -> list[Sample]:
+        result = []
+        for i, (target, (labels, confidence)) in enumerate(zip(unlabelled, self._teach(unlabelled))):
+            source = labelled[i % len(labelled)]
+            real = target.get("content", torch.ones_like(labels, dtype=torch.bool))
+            weight = quality(confidence, real)
+            labels = torch.where(real, labels, IGNORE)
+            image, labels, pasted = class_mix(source["image"], source["sem_seg"], target["image"], labels)
+            result.append(
+                {
+                    **target,
+                    "image": image,
+                    "sem_seg": labels,
+                    "confidence": torch.where(pasted, 1.0, weight),
+                    "content": real | pasted,
+                    "annotation": "pixel",
+                    "pseudo": True,
+                }
+            )
+        return result
+
+    @torch.no_grad()
+    def _teach(self, samples: Sequence[Sample]) -> list[tuple[Tensor, Tensor]]:
+        """The teacher's labels, (H, W) uint8, and their probabilities, (H, W), at the size of each sample."""
+        model = unwrapped(self.trainer.model)
+        head, asked = model.sem_seg_head, []
+        for sample in samples:
+            height, width = sample["image"].shape[-2:]
+            space = head.own_space(sample["dataset"])
+            asked.append({**sample, "height": height, "width": width, "label_space": space})
+        with self.trainer.ema.averaged(), evaluating(model):
+            outputs = model(asked)
+        taught = []
+        for sample, output in zip(asked, outputs):
+            number = sample["label_space"].num_classes
+            confidence, labels = probabilities_of(output["sem_seg"][None], head.activation)[0, :number].max(dim=0)
+            taught.append((labels.to(torch.uint8).cpu(), confidence.cpu()))
+        return taught
+
+    def _check_spaces(self) -> None:
+        from detectron2.data import MetadataCatalog
+
+        head = unwrapped(self.trainer.model).sem_seg_head
+        spaces = {e: head.own_space(MetadataCatalog.get(e).dataset).classes for e in (*self.source, *self.target)}
+        if len(set(spaces.values())) > 1:
+            raise ValueError(
+                "SELF_TRAINING.POLICY 'online' pastes labels of the source into the target, so all entries must have "
+                f"the same classes: set DATASETS.REMAP_TO. Now: { ({e: len(c) for e, c in spaces.items()}) }"
+            )
+
+
+def quality(confidence: Tensor, content: Tensor) -> Tensor:
+    """Scalar in [0, 1]: share of an image's real pixels with a probability above :data:`SURE`."""
+    return ((confidence > SURE) & content).sum() / content.sum().clamp(min=1)
+
+
+def class_mix(image: Tensor, label: Tensor, under: Tensor, under_label: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Lays half of the classes of one image over another; which ones is drawn from torch's generator.
+
+    Args:
+        image: (3, H, W), from which is cut.
+        label: (H, W) uint8 ids of it; pixels with ``IGNORE`` are never cut.
+        under: (3, H, W), over which is laid.
+        under_label: (H, W) uint8 ids of it.
+
+    Returns:
+        (3, H, W) mixture, (H, W) its ids, (H, W) bool: where it comes from ``image``.
+
+    Raises:
+        ValueError: the two have different sizes.
+
+    Source: ClassMix (WACV 2021).
+    """
+    if image.shape != under.shape:
+        raise ValueError(
+            f"images of {tuple(image.shape[-2:])} and {tuple(under.shape[-2:])} pixels cannot be mixed: give all "
+            "entries one size with INPUT.CROP"
+        )
+    classes = label.unique()
+    classes = classes[classes != IGNORE]
+    chosen = classes[torch.randperm(len(classes))[: (len(classes) + 1) // 2]]
+    pasted = torch.isin(label, chosen)
+    return torch.where(pasted, image, under), torch.where(pasted, label, under_label), pasted

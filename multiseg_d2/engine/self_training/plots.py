@@ -1,0 +1,90 @@
+"""Curves over the rounds, from what the rounds left on disk: thresholds, kept shares, scores."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from detectron2.utils import comm
+
+from ...atomic_file import write_atomically
+from .folder import PseudoLabels
+
+__all__ = ["round_table", "write_round_plots"]
+
+
+def round_table(root: str | Path, target: str) -> list[dict[str, Any]]:
+    """What is known of each round of a target: its manifest, and the scores after it.
+
+    Args:
+        root: folder of the rounds, in the output folder of the run, whose ``metrics.json`` has the scores.
+        target: catalog entry.
+
+    Returns:
+        Per round the manifest without its lists of files and images, and ``scores``: name -> mIoU before the round's
+        first step.
+    """
+    scores = _scores(Path(root).parent / "metrics.json")
+    rounds: list[dict[str, Any]] = []
+    while (manifest := PseudoLabels(root, len(rounds), target).manifest()) is not None:
+        kept = {k: v for k, v in manifest.items() if k not in ("files", "confidence_of_images")}
+        rounds.append({**kept, "scores": scores.get(manifest["step"] - 1, {})})
+    return rounds
+
+
+def write_round_plots(root: str | Path, targets: Sequence[str]) -> None:
+    """Draws ``<target>.png`` beside the rounds, on the main process."""
+    if not comm.is_main_process():
+        return
+    for target in targets:
+        rounds = round_table(root, target)
+        if rounds:
+            write_atomically(Path(root, f"{PseudoLabels(root, 0, target).slug}.png"), _plot(rounds, target))
+
+
+def _scores(metrics: Path) -> dict[int, dict[str, float]]:
+    """Step -> name -> mIoU of the evaluations that ``metrics.json`` records."""
+    found: dict[int, dict[str, float]] = {}
+    for line in metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else ():
+        try:
+            values = json.loads(line)
+        except ValueError:  # the last line of a run that was killed
+            continue
+        named = {name: value for name, value in values.items() if name.endswith("/mIoU")}
+        if named:
+            found.setdefault(values["iteration"], {}).update(named)
+    return found
+
+
+def _plot(rounds: Sequence[dict[str, Any]], target: str) -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no global state, no display
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(14, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, middle, right = figure.subplots(1, 3)
+    numbers = [r["round"] for r in rounds]
+    for i, name in enumerate(rounds[0]["thresholds"]):
+        style = {"color": f"C{i % 10}", "linestyle": ("-", "--", ":")[i // 10 % 3], "marker": ".", "label": name}
+        left.plot(numbers, [r["thresholds"][name] for r in rounds], **style)
+        middle.plot(numbers, [100 * r["kept_pixels"][name] / max(r["pixels"], 1) for r in rounds], **style)
+    for name in sorted({name for r in rounds for name in r["scores"]}):
+        points = [(r["round"], r["scores"][name]) for r in rounds if name in r["scores"]]
+        right.plot(*zip(*points), marker="o", label=name.removesuffix("/mIoU"))
+    left.set_title("threshold of each class")
+    middle.set_title("pixels kept, % of all")
+    middle.set_yscale("symlog", linthresh=0.1)
+    right.set_title("mIoU before the round")
+    if right.lines:
+        right.legend(fontsize="small")
+    for axes in (left, middle, right):
+        axes.set_xlabel("round")
+        axes.set_xticks(numbers)
+    middle.legend(fontsize=6, ncols=2, loc="best")
+    figure.suptitle(f"Self-training on {target}")
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=110)
+    return out.getvalue()
