@@ -82,7 +82,7 @@ def to_table(rows: Sequence[dict[str, Any]]) -> Table:
     """For the terminal."""
     table = Table(title="Unseen datasets: which batch norm and classifier")
     for head in _HEADS:
-        table.add_column(head, justify="right" if head in _NUMBERS else "left")
+        table.add_column(head, justify="right" if head in _NUMBERS else "left", no_wrap=head == "choice")
     for row in rows:
         table.add_row(*_texts(row))
     return table
