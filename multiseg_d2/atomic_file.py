@@ -18,7 +18,7 @@ def write_atomically(path: str | Path, content: str | bytes | Callable[[IO[bytes
 
     Args:
         path: the file.
-        content: text (written as UTF-8), bytes, or what writes them to the open file that it is given.
+        content: text (written as UTF-8), bytes, or what writes them to the (readable) file that it is given.
         needed: bytes that must be free in the folder, 0 to find out by writing.
 
     Raises:
@@ -30,7 +30,7 @@ def write_atomically(path: str | Path, content: str | bytes | Callable[[IO[bytes
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as f:
+        with open(temporary, "w+b") as f:
             if callable(content):
                 content(f)
             else:

@@ -179,7 +179,8 @@ class AtomicCheckpointer(DetectionCheckpointer):
         """Checkpoints to try, best first: the last one saved, then the others by age."""
         files = self._files()
         tag = Path(self.save_dir, "last_checkpoint")
-        tagged = Path(self.save_dir, tag.read_text().strip()) if tag.is_file() else None
+        name = tag.read_bytes().decode(errors="replace").strip() if tag.is_file() else ""  # of any bytes, after a crash
+        tagged = Path(self.save_dir, name) if name else None
         if tagged is not None and tagged.name == _NONE_YET:
             return []
         return sorted(files, key=lambda path: path != tagged)

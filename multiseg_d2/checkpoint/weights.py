@@ -6,20 +6,17 @@
 from __future__ import annotations
 
 import logging
-import zipfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
 from ..modeling.norm.conversion import dataset_norms
-from .file import CheckpointError, read_checkpoint, read_state
+from .file import CheckpointError, read_state
 from .names import KEY_FORMATS, KeyFormat, PixelConvention
 from .published import pixels_of
 
@@ -33,9 +30,9 @@ _SHOWN = 10
 def load_weights(model: nn.Module, path: str, *, complete: bool = False, cfg: CfgNode | None = None) -> None:
     """Loads ``path`` into a model, in place. No code from the file is run.
 
-    A file with tensors of a whole model (``backbone.*`` and a head) is matched by name; what the file lacks (the
-    classifier of a new dataset, say) is listed and stays as it was initialised. Any other file is taken as a backbone's
-    ImageNet weights.
+    A file with tensors of this model's backbone under their own names (``backbone.*``) is matched by name; what the
+    file lacks (the classifier of a new dataset, say) is listed and stays as it was initialised. Any other file is taken
+    for the weights of a backbone, out of whatever model of another program. A file of which nothing fits is an error.
 
     Args:
         model: a segmentor.
@@ -52,15 +49,17 @@ def load_weights(model: nn.Module, path: str, *, complete: bool = False, cfg: Cf
             raise CheckpointError("MODEL.WEIGHTS is empty: there is no trained model to evaluate")
         logger.info("MODEL.WEIGHTS is empty: the model starts from its random initialisation")
         return
-    content = _read(path)
-    prefixes = {key.split(".", 1)[0] for key in content["model"]}
-    if "backbone" in prefixes and len(prefixes) > 1:
-        _load_model(model, path, content, complete)
-        return
-    if complete:
+    state, _, run = read_state(path)
+    own = model.state_dict()
+    found = {key.split(".", 1)[0] for key in state if key in own}
+    if complete and found == {"backbone"}:
         raise CheckpointError(f"{path} holds a backbone only: name a trained model in MODEL.WEIGHTS to evaluate it")
-    pixels = {} if cfg is None else _pixel_settings(cfg)
-    load_pretrained(model, path, **pixels)
+    if "backbone" in found:
+        _load_model(model, path, state, run, complete)
+    elif complete:
+        raise CheckpointError(f"{path} is no model that could be evaluated here. {_no_match(state, own)}")
+    else:
+        load_pretrained(model, path, **({} if cfg is None else _pixel_settings(cfg)))
 
 
 def class_names(model: nn.Module) -> dict[str, list[str]]:
@@ -69,16 +68,13 @@ def class_names(model: nn.Module) -> dict[str, list[str]]:
     return model.class_names() if hasattr(model, "class_names") else {}
 
 
-def _read(path: str) -> dict[str, Any]:
-    """``{"model": tensors by name, "run": facts of the run or nothing}``."""
-    local = Path(PathManager.get_local_path(path))
-    if not local.is_file():
-        raise CheckpointError(f"MODEL.WEIGHTS: there is no file {path}")
-    if zipfile.is_zipfile(local):  # written by torch, so that its checksums can be compared
-        content = read_checkpoint(local)
-        if isinstance(content.get("model"), Mapping):
-            return {"model": dict(content["model"]), "run": content.get("run", {})}
-    return {"model": read_state(str(local))[0], "run": {}}
+def _no_match(state: Mapping[str, Any], own: Mapping[str, Any]) -> str:
+    """That not one tensor of a file is the model's, with examples."""
+    kept = sorted(key for key in own if not key.endswith("num_batches_tracked"))
+    return (
+        f"None of its {len(state)} tensors is one of the {len(kept)} of the model's: the file has "
+        f"{sorted(state)[:3]}, the model {kept[:3]}"
+    )
 
 
 def _pixel_settings(cfg: CfgNode) -> dict[str, Any]:
@@ -89,10 +85,12 @@ def _pixel_settings(cfg: CfgNode) -> dict[str, Any]:
     }
 
 
-def _load_model(model: nn.Module, path: str, content: Mapping[str, Any], complete: bool) -> None:
-    state, own = content["model"], model.state_dict()
+def _load_model(
+    model: nn.Module, path: str, state: Mapping[str, Tensor], run: Mapping[str, Any], complete: bool
+) -> None:
+    own, state = model.state_dict(), {key: _tensor(path, key, value) for key, value in state.items()}
     problems = [
-        *_class_problems(content["run"].get("classes", {}), class_names(model)),
+        *_class_problems(run.get("classes", {}), class_names(model)),
         *_norm_problems(state, own),
         *_shape_problems(state, own),
     ]
@@ -105,7 +103,7 @@ def _load_model(model: nn.Module, path: str, content: Mapping[str, Any], complet
         logger.warning("%s lacks %d tensors, which stay as initialised: %s", path, len(missing), _shortened(missing))
     if unexpected:
         logger.warning("%s has %d tensors that the model has not: %s", path, len(unexpected), _shortened(unexpected))
-    logger.info("loaded %d tensors from %s", len(state) - len(unexpected), path)
+    logger.info("loaded %d of the %d tensors in %s", len(state) - len(unexpected), len(state), path)
 
 
 def _class_problems(trained: Mapping[str, list[str]], own: Mapping[str, list[str]]) -> list[str]:
@@ -213,14 +211,15 @@ def read_pretrained(path: str, published: Collection[str] = ()) -> PretrainedWei
     Raises:
         CheckpointError: it holds more than tensors, is broken, or its keys are of no known format.
     """
-    state, author = read_state(path)
+    state, author, _ = read_state(path)
     if len(set(state) & set(published)) > len(state) // 2:
         return _convert(path, _as_is(path, published), state)
     for key_format in KEY_FORMATS:
         if key_format.matches(set(state), author):
             return _convert(path, key_format, state)
+    known = ", ".join(key_format.name for key_format in KEY_FORMATS)
     raise CheckpointError(
-        f"{path}: the keys are of no known format ({', '.join(f.name for f in KEY_FORMATS)}); the first are "
+        f"{path}: none of its {len(state)} tensors fits; the names are of no known format ({known}), the first are "
         f"{sorted(state)[:5]}"
     )
 
@@ -315,10 +314,7 @@ def _as_is(path: str, published: Collection[str]) -> KeyFormat:
 
 def _check_fit(weights: PretrainedWeights, found: dict[str, Tensor], shapes: dict[str, tuple]) -> None:
     if not found:
-        raise CheckpointError(
-            f"{weights.path} ({weights.origin}): none of its {len(weights.state)} tensors is in the backbone. The file "
-            f"has {sorted(weights.state)[:3]}, the backbone {sorted(shapes)[:3]}"
-        )
+        raise CheckpointError(f"{weights.path} ({weights.origin}). {_no_match(weights.state, shapes)}")
     other = [f"{k} {tuple(v.shape)} instead of {shapes[k]}" for k, v in found.items() if tuple(v.shape) != shapes[k]]
     if other:
         raise CheckpointError(

@@ -67,11 +67,18 @@ def flip(path):
     path.write_bytes(content)
 
 
+def flip_in_the_directory(path):
+    """Where the archive says how large a part is: read all the same, with whatever lies behind it."""
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + 24] ^= 4
+    path.write_bytes(content)
+
+
 def empty(path):
     path.write_bytes(b"")
 
 
-@pytest.mark.parametrize("harm", [cut, flip, empty])
+@pytest.mark.parametrize("harm", [cut, flip, flip_in_the_directory, empty])
 def test_a_broken_newest_one_is_named_and_the_one_before_it_used(tmp_path, harm, caplog):
     save_steps(tmp_path, 1, 2, 3)
     harm(tmp_path / "model_0000003.pth")
@@ -87,12 +94,14 @@ def test_all_broken_is_an_error_that_names_them(tmp_path):
         resumed_step(tmp_path)
 
 
-@pytest.mark.parametrize("tag", [None, "", "model_0000009.pth"])
+@pytest.mark.parametrize(
+    "tag", [None, b"", b"model_0000009.pth", b"\xff\xfe\x80", b"\0" * 40, "mödel".encode("latin1")]
+)
 def test_a_lost_or_wrong_tag_does_not_lose_the_run(tmp_path, tag):
     save_steps(tmp_path, 1, 2)
     (tmp_path / "last_checkpoint").unlink()
     if tag is not None:
-        (tmp_path / "last_checkpoint").write_text(tag)
+        (tmp_path / "last_checkpoint").write_bytes(tag)
     assert resumed_step(tmp_path) == 2
 
 

@@ -19,6 +19,7 @@ from multiseg_d2.checkpoint.file import (
     UnsafeCheckpointError,
     check_plain,
     read_checkpoint,
+    read_state,
     tensor_bytes,
     write_checkpoint,
 )
@@ -60,24 +61,111 @@ def test_a_file_cut_short_is_broken(path, share):
         read_checkpoint(path)
 
 
-def test_no_changed_byte_goes_unnoticed(path):
-    """Any byte, anywhere: either the file is refused or its content is what it was (padding, dates)."""
-    whole, rng, refused = path.read_bytes(), np.random.default_rng(0), 0
-    positions = [*rng.integers(0, len(whole), 250), *range(len(whole) - 120, len(whole))]
-    for position in positions:
-        changed = bytearray(whole)
-        changed[position] ^= 1 << int(rng.integers(8))
-        path.write_bytes(changed)
-        try:
-            assert same(read_checkpoint(path), CONTENT), f"byte {position} changed the content silently"
-        except CheckpointError:
-            refused += 1
-    assert refused > 200
+@pytest.fixture
+def small(tmp_path):
+    """The smallest checkpoint with a tensor."""
+    path = tmp_path / "small.pth"
+    write_checkpoint(path, {"model": {"w": torch.tensor([1.0, 2.0])}, "run": {}})
+    return path
+
+
+def refusal(path) -> str:
+    try:
+        read_checkpoint(path)
+    except BrokenCheckpointError as problem:
+        return str(problem)
+    return ""
+
+
+def test_every_flipped_bit_is_noticed(small):
+    """All of them: tensors, names, the archive's directory, the checksum."""
+    whole = small.read_bytes()
+    silent = []
+    with open(small, "r+b", buffering=0) as file:
+        for position, byte in enumerate(whole):
+            for bit in range(8):
+                os.pwrite(file.fileno(), bytes([byte ^ (1 << bit)]), position)
+                if "small.pth is broken" not in refusal(small):
+                    silent.append((position, bit))
+            os.pwrite(file.fileno(), bytes([byte]), position)
+    assert not silent and len(whole) > 1000
+    assert same(read_checkpoint(small)["model"]["w"], torch.tensor([1.0, 2.0]))
+
+
+def test_every_length_but_the_whole_is_noticed(small):
+    whole = small.read_bytes()
+    for length in range(len(whole) - 1, -1, -1):
+        os.truncate(small, length)
+        assert refusal(small), length
+    small.write_bytes(whole + b"\0")
+    with pytest.raises(BrokenCheckpointError):
+        read_checkpoint(small)
+
+
+def test_torch_alone_does_not_notice(path):
+    whole = path.read_bytes()
     tensor = whole.index(CONTENT["model"]["weight"].numpy().tobytes())
     path.write_bytes(whole[:tensor] + b"\x01" + whole[tensor + 1 :])
-    assert torch.load(path, weights_only=True)["model"]["weight"][0, 0] != 0  # torch alone does not notice
+    assert torch.load(path, weights_only=True)["model"]["weight"][0, 0] != 0
     with pytest.raises(BrokenCheckpointError, match="bytes"):
         read_checkpoint(path)
+
+
+def test_a_file_that_torch_wrote_without_our_checksum_is_read_and_its_parts_checked(path):
+    torch.save(CONTENT, path)
+    assert same(read_checkpoint(path), CONTENT)
+    whole = path.read_bytes()
+    tensor = whole.index(CONTENT["model"]["weight"].numpy().tobytes())
+    path.write_bytes(whole[:tensor] + b"\x01" + whole[tensor + 1 :])
+    with pytest.raises(BrokenCheckpointError, match="its part .* have changed"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "is a Git LFS pointer.*git lfs pull"),
+        (b"\n<!DOCTYPE html><html>", "is a web page"),
+        (b"\xef\xbb\xbf<HTML>", "is a web page"),
+        (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code>", "is an XML text"),
+        (b'{"epoch": 3}', "is a JSON text"),
+        (b"", "is empty"),
+        (b"PK\x03\x04 and so on", "cannot be read as torch weights"),
+        (b"\x80\x02 no pickle", "holds more than tensors, or is broken|cannot be read as torch weights"),
+    ],
+)
+@pytest.mark.parametrize("name", ["x.pth", "x.pkl"])
+def test_what_is_no_file_of_weights_is_told_in_one_line(tmp_path, content, what, name):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=what if name == "x.pth" else f"{what}|broken pickle") as problem:
+        read_state(str(path))
+    assert str(path) in str(problem.value) and "\n" not in str(problem.value)
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        lambda state: {"model": {f"module.{k}": v for k, v in state.items()}},
+        lambda state: {
+            "epoch": 3,
+            "state_dict": {f"model.module.{k}".removeprefix("model."): v for k, v in state.items()},
+        },
+        lambda state: {"checkpoint": {"model": {"state_dict": state}}, "epoch": 3},
+        lambda state: {f"backbone.module.{k.removeprefix('backbone.')}": v for k, v in state.items()},
+        lambda state: {f"_orig_mod.module.{k}": v for k, v in state.items()},
+    ],
+)
+def test_state_dicts_are_taken_out_of_what_is_around_them(tmp_path, wrapped):
+    state = {"backbone.conv.weight": torch.ones(2), "backbone.norm.bias": torch.zeros(1)}
+    torch.save(wrapped(state), tmp_path / "x.pth")
+    assert same(read_state(str(tmp_path / "x.pth"))[0], state)
+
+
+def test_two_tensors_of_one_name_are_an_error(tmp_path):
+    torch.save({"module.w": torch.ones(1), "w": torch.zeros(1)}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match="two tensors are called 'w'"):
+        read_state(str(tmp_path / "x.pth"))
 
 
 class Malicious:

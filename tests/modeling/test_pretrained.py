@@ -13,8 +13,8 @@ from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.modeling import build_backbone
 
 from multiseg_d2.checkpoint.file import CheckpointError, UnsafeCheckpointError, read_pickle
-from multiseg_d2.checkpoint.names import KeyFormat, register_key_format
-from multiseg_d2.checkpoint.weights import load_pretrained, read_pretrained
+from multiseg_d2.checkpoint.names import KeyFormat, register_key_format, torchvision_key
+from multiseg_d2.checkpoint.weights import load_pretrained, load_weights, read_pretrained
 
 R18_BLOCKS = {"layer1": (64, 64), "layer2": (64, 128), "layer3": (128, 256), "layer4": (256, 512)}
 RGB = {"input_format": "RGB", "pixel_mean": (123.675, 116.28, 103.53), "pixel_std": (58.395, 57.12, 57.375)}
@@ -282,7 +282,7 @@ def test_broken_files_are_named(tmp_path, name):
 
 
 def test_unknown_names_are_shown(tmp_path):
-    with pytest.raises(CheckpointError, match=r"no known format.*whatever\.weight"):
+    with pytest.raises(CheckpointError, match=r"of no known format.*whatever\.weight"):
         read_pretrained(save(tmp_path / "x.pth", {"whatever.weight": torch.zeros(2)}))
     with pytest.raises(CheckpointError, match="no tensors"):
         read_pretrained(save(tmp_path / "y.pth", {"epoch": 3}))
@@ -302,3 +302,67 @@ def test_a_new_backbone_brings_its_names(make_model, tmp_path, monkeypatch):
     report = load_pretrained(model, save(tmp_path / "x.pth", {"first": value, "second": value}))
     assert report.matched == ["stem.conv1.weight"] and report.unused == ["second"]
     torch.testing.assert_close(model.backbone.stem.conv1.weight.data, value)
+
+
+# ---- whole models of other programs ------------------------------------------------------------------------------
+def renamed(prefix, state):
+    return {f"{prefix}{k}": v for k, v in state.items() if not k.startswith("fc.")}
+
+
+def ours(state):
+    """A state dict of torchvision's names in Detectron2's."""
+    return {torchvision_key(k): v for k, v in state.items() if not k.startswith("fc.")}
+
+
+HEAD = {"conv_seg.weight": torch.zeros(19, 512, 1, 1), "convs.0.conv.weight": torch.zeros(512, 2048, 3, 3)}
+SIDES = {"classifier.0.weight": torch.zeros(2), "aux_classifier.4.bias": torch.zeros(2)}
+#: Name of a program -> the contents of its files, from torchvision's state dict.
+FOREIGN = {
+    "MMSegmentation": lambda s: {"state_dict": renamed("backbone.", s) | renamed("decode_head.", HEAD), "meta": {}},
+    "torchvision": lambda s: renamed("backbone.", s) | SIDES,
+    "Detectron2": lambda s: {"model": renamed("backbone.bottom_up.", ours(s)) | renamed("sem_seg_head.x.", HEAD)},
+    "module. one level down": lambda s: {"state_dict": renamed("backbone.module.", s) | renamed("head.module.", HEAD)},
+    "nested": lambda s: {"epoch": 1, "checkpoint": {"model": {"state_dict": renamed("module.backbone.", s) | HEAD}}},
+}
+
+
+@pytest.mark.parametrize("program", FOREIGN)
+def test_the_backbone_of_another_programs_model_is_used_and_nothing_else(make_model, tmp_path, program, caplog):
+    caplog.set_level(logging.INFO)
+    state = torchvision_resnet18()
+    path = save(tmp_path / "model.pth", FOREIGN[program](state))
+    model = make_model()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    load_weights(model, path)
+    check(model, state)
+    own = model.state_dict()
+    assert all(torch.equal(before[k], own[k]) for k in own if not k.startswith("backbone."))
+    assert f"{len(state) - 2} tensors loaded" in caplog.text
+    with pytest.raises(
+        CheckpointError, match=r"model.pth is no model that could be evaluated here. None of its \d+ tensors"
+    ):
+        load_weights(model, path, complete=True)
+
+
+NOTHING = {
+    "another network": {"state_dict": {"backbone.patch_embed.weight": torch.zeros(2), "decode_head.x": torch.zeros(1)}},
+    "its names": {"model": {"backbone.stages.0.weight": torch.zeros(2), "roi_heads.x": torch.zeros(1)}},
+    "a classifier alone": {"fc.weight": torch.zeros(3, 2), "fc.bias": torch.zeros(3)},
+}
+
+
+@pytest.mark.parametrize("complete", [False, True])
+@pytest.mark.parametrize("kind", NOTHING)
+def test_a_file_of_which_nothing_fits_is_an_error_with_examples(make_model, tmp_path, kind, complete):
+    path = save(tmp_path / "model.pth", NOTHING[kind])
+    with pytest.raises(CheckpointError, match=r"(?i)model\.pth.*none of its 2 tensors.*(backbone|fc)\.") as problem:
+        load_weights(make_model(), path, complete=complete)
+    assert "\n" not in str(problem.value)
+
+
+def test_names_that_fit_a_format_but_not_the_network_are_an_error(make_model, tmp_path):
+    path = save(
+        tmp_path / "deeper.pth", {"layer4.9.conv1.weight": torch.zeros(1), "layer1.0.conv9.weight": torch.zeros(1)}
+    )
+    with pytest.raises(CheckpointError, match=r"deeper.pth \(torchvision\). None of its 2 tensors is one of the \d+"):
+        load_weights(make_model(), path)
