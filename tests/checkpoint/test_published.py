@@ -66,7 +66,7 @@ def own_file(tmp_path: Path, state: dict, name: str = "weights.pth") -> str:
 @pytest.fixture(scope="module")
 def lite0() -> dict[str, torch.Tensor]:
     """The package's tensors under timm's names."""
-    state, _ = read_state(LITE0)
+    state = read_state(LITE0)[0]
     return {efficientnet_lite0_key(key): value for key, value in state.items()}
 
 
@@ -227,7 +227,7 @@ def test_files_of_whole_networks_fit_their_backbones(tmp_path, name, file, caplo
 
 def test_another_networks_file_is_refused(tmp_path):
     path = own_file(tmp_path, timm.create_model("resnet10t").state_dict())
-    with pytest.raises(CheckpointError, match=r"none of its|other shapes"):
+    with pytest.raises(CheckpointError, match=r"(?i)none of its|other shapes"):
         load_pretrained(TimmBackbone("tf_efficientnet_lite0"), path)
 
 
