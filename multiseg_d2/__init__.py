@@ -6,6 +6,7 @@ from . import compat
 
 compat.install()  # before anything imports detectron2
 
+from . import modeling  # noqa: E402, F401  (registers heads, decoders and backbones with Detectron2)
 from .config import add_multiseg_config  # noqa: E402
 from .data.register import register_dataset, register_packaged  # noqa: E402
 from .label_space import LabelSpace  # noqa: E402

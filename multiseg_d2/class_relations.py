@@ -104,7 +104,7 @@ class ClassResponses:
         arrays["threshold"] = np.array(self.threshold)
         for kind in _KINDS:
             arrays |= {f"{kind}_{dataset}": array for dataset, array in getattr(self, kind).items()}
-        write_atomically(path, lambda file: np.savez_compressed(file, **arrays))
+        write_atomically(path, lambda file: np.savez_compressed(file, allow_pickle=False, **arrays))
 
     @classmethod
     def load(cls, path: str | Path) -> ClassResponses:

@@ -20,6 +20,10 @@ def add_multiseg_config(cfg: CN) -> None:
 
 
 def _add_data(cfg: CN) -> None:
+    # Python modules of your own to import first, by name or as paths of .py files (relative to the working directory):
+    # they register heads, decoders or backbones, which the config can then name. Their code is run.
+    cfg.IMPORTS = ()
+
     # ---- Datasets -----------------------------------------------------------------------------------------------
     # Dataset spec files (YAML) to register beside the packaged ones; relative paths start from the working directory.
     cfg.DATASETS.SPECS = ()

@@ -28,8 +28,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from multiseg_d2.data.register import register_from_config
-from multiseg_d2.engine import load_config
+from multiseg_d2.engine import load_config, register_config
 
 #: GFLOPs that CDCL's slides print for 1024x2048, by ResNet depth.
 PUBLISHED = {18: 512.8, 101: 2299.8}
@@ -178,7 +177,7 @@ def paper_config(depth: int, width: int, deep_stem: bool) -> CfgNode:
         + ["MODEL.SEM_SEG_HEAD.NAME", "PerDatasetHead", "MODEL.SEM_SEG_HEAD.CONVS_DIM", width]
         + ["MODEL.SEM_SEG_HEAD.NORM", "BN", "DATASETS.TRAIN", ("cityscapes_train",)]
     )
-    register_from_config(cfg)
+    register_config(cfg)
     return cfg
 
 
@@ -252,7 +251,7 @@ def main(arguments: list[str] | None = None) -> None:
         print_paper(console, args.shown)
     if args.config_file:
         cfg = load_config(args.config_file, args.opts)
-        register_from_config(cfg)
+        register_config(cfg)
         print_config(console, cfg, tuple(args.size), args.dataset)
 
 

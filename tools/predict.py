@@ -30,10 +30,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.logger import setup_logger
 
 from multiseg_d2.data.decode import BadFileError, read_image
-from multiseg_d2.data.register import register_from_config
 from multiseg_d2.data.spec import DatasetSpec
-from multiseg_d2.engine import CheckpointError, ConfigError, load_config
-from multiseg_d2.engine.predictor import Predictor
+from multiseg_d2.engine import CheckpointError, ConfigError, Predictor, load_config, register_config
 from multiseg_d2.evaluation import pictures
 from multiseg_d2.evaluation.submission import submission_ids, submission_name
 from multiseg_d2.label_space import LabelSpace
@@ -228,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         cfg = load_config(args.config_file, args.opts)
         if args.weights:
             cfg.MODEL.WEIGHTS = args.weights
-        register_from_config(cfg)
+        register_config(cfg)
         source = Path(args.input)
         is_video = source.is_file() and source.suffix.lower() in VIDEOS
         items = [] if is_video else find_pictures(args.input, args.output)

@@ -31,10 +31,9 @@ from detectron2.structures import BoxMode
 from multiseg_d2.data.decode import read_image
 from multiseg_d2.data.files import DatasetFilesError
 from multiseg_d2.data.labels import label_path, read_local_label
-from multiseg_d2.data.register import RegistrationError, register_dataset, register_from_config
+from multiseg_d2.data.register import RegistrationError, register_dataset
 from multiseg_d2.data.spec import SpecError
-from multiseg_d2.engine import CheckpointError, ConfigError, load_config
-from multiseg_d2.engine.predictor import Predictor
+from multiseg_d2.engine import CheckpointError, ConfigError, Predictor, load_config, register_config
 from multiseg_d2.evaluation import pictures
 from multiseg_d2.label_space import LabelSpace
 from multiseg_d2.yaml_file import did_you_mean
@@ -113,7 +112,7 @@ def visualize(catalog: str, args: argparse.Namespace) -> int:
     if args.config_file:
         cfg = load_config(args.config_file)
         cfg.MODEL.WEIGHTS = args.weights or cfg.MODEL.WEIGHTS
-        register_from_config(cfg)
+        register_config(cfg)
         predictor = Predictor(cfg, MetadataCatalog.get(catalog).dataset, args.norm)
     failed = 0
     for position, record in track(chosen, description=catalog, console=CONSOLE):

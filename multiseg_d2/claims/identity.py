@@ -13,8 +13,8 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from ..data.register import register_from_config
 from ..engine.config_file import load_config
+from ..engine.user_code import register_config
 from .claim import ClaimError, Phase
 
 __all__ = ["PhaseIdentity", "identify", "source_hash"]
@@ -57,7 +57,7 @@ def identify(phase: Phase, seed: int, parent: str | None) -> PhaseIdentity:
     handed = [text for key in phase.weights_as if parent for text in (key, f"weights of {parent}")]
     try:
         cfg = load_config(str(phase.config), [*phase.overrides, "SEED", str(seed), *handed])
-        register_from_config(cfg)
+        register_config(cfg)
     except (ValueError, KeyError) as problem:
         raise ClaimError(f"{phase.config}: {problem}") from problem
     facts = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,10 @@ def _read_with_bases(path: Path, below: tuple[Path, ...]) -> dict[str, Any]:
     """The content of ``path`` over the contents of its bases; ``below`` are the files that led here."""
     if path.resolve() in below:
         raise ConfigError(f"{path}: is its own base: {' -> '.join(str(p) for p in (*below, path.resolve()))}")
-    content = read_yaml(path, ConfigError) or {}
+    try:
+        content = read_yaml(path, ConfigError) or {}
+    except ConfigError as problem:
+        raise ConfigError(f"{problem}{_tuple_hint(path)}") from problem.__cause__
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: a config is a mapping of keys, not a {type(content).__name__}")
     bases = content.pop(_BASE_KEY, [])
@@ -94,10 +98,21 @@ def _flat_keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
             yield from _flat_keys(value, f"{prefix}{key}.")
 
 
+def _tuple_hint(path: Path) -> str:
+    """YAML's ``{...}`` ends a plain text at a comma, so that a tuple in it falls apart."""
+    in_braces = path.is_file() and re.search(r"\{[^}\n]*:\s*\(", path.read_text(encoding="utf-8", errors="replace"))
+    return ". Inside {...} write a list, [a, b], instead of a tuple, (a, b)" if in_braces else ""
+
+
 def _unknown_keys(content: dict[str, Any], node: CfgNode, prefix: str = "") -> Iterator[str]:
     """One message per key of ``content`` that ``node`` does not have."""
+    torn = [key for key, value in content.items() if isinstance(value, str) and re.match(r"\([^)]*$", value)]
     for key, value in content.items():
-        if key not in node:
+        if key in torn:
+            yield f"{prefix}{key}: a tuple falls apart inside {{...}}: write a list, [a, b], instead of (a, b)"
+        elif torn and value is None and str(key).endswith(")"):
+            continue  # what was behind the comma
+        elif key not in node:
             yield f"there is no key {prefix}{key}{_suggestion(f'{prefix}{key}')}"
         elif isinstance(node[key], CfgNode) and isinstance(value, dict):
             yield from _unknown_keys(value, node[key], f"{prefix}{key}.")

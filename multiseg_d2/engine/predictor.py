@@ -19,6 +19,7 @@ from ..modeling.norm import dataset_norms, unseen_dataset
 from ..yaml_file import did_you_mean
 from .config_file import ConfigError
 from .trainer import Trainer
+from .user_code import register_config
 
 __all__ = ["Predictor"]
 
@@ -32,7 +33,7 @@ class Predictor:
     scored in tiles.
 
     Args:
-        cfg: a config whose datasets are registered.
+        cfg: a config; what it names is registered, see :func:`.register_config`.
         space: dataset whose classes are wanted; "" = the only one that the model was trained on.
         norm: trained dataset whose batch norm (and, for a space that the model has no classifier for, whose classifier,
             translated by the taxonomy) is used; "" = that of ``space``.
@@ -46,6 +47,7 @@ class Predictor:
     """
 
     def __init__(self, cfg: CfgNode, space: str = "", norm: str = "") -> None:
+        register_config(cfg)
         self.image_format = cfg.INPUT.FORMAT
         self._sizes = (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
         model = Trainer.build_model(_on_this_machine(cfg))

@@ -10,11 +10,11 @@ from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from ..data.register import register_from_config
 from .config_check import check_config
-from .config_file import ConfigError, load_config
+from .config_file import load_config
 from .idle_keys import idle_keys
 from .signals import EXIT_STOPPED
+from .user_code import register_config
 
 __all__ = ["argument_parser", "setup"]
 
@@ -52,13 +52,10 @@ def setup(args: argparse.Namespace) -> CfgNode:
         The frozen config.
 
     Raises:
-        ConfigError: the config, or a dataset spec that it names, cannot be meant as it stands.
+        ConfigError: the config, or a dataset spec or module that it names, cannot be meant as it stands.
     """
     cfg = load_config(args.config_file, args.opts)
-    try:
-        register_from_config(cfg)
-    except ValueError as problem:  # of a spec, a taxonomy or a name: the message says where
-        raise ConfigError(str(problem)) from problem
+    register_config(cfg)
     wanted = cfg.MODEL.DEVICE
     cfg.MODEL.DEVICE = _device(wanted, args.num_gpus)
     check_config(cfg, comm.get_world_size(), args.eval_only)

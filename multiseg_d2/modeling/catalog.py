@@ -39,7 +39,8 @@ def catalog_space(catalog_name: str) -> tuple[str, LabelSpace]:
         raise KeyError(
             f"dataset {catalog_name!r} {what}. Registered with a label space: "
             f"{sorted(n for n in MetadataCatalog.list() if hasattr(MetadataCatalog.get(n), 'label_space'))}. "
-            "Register it with multiseg_d2.register_dataset or the config key DATASETS.SPECS."
+            "Register it with multiseg_d2.register_dataset, or the config key DATASETS.SPECS (and then call "
+            "multiseg_d2.engine.register_config(cfg) before a model is built)."
         )
     return metadata.get("dataset", metadata.label_space.name), metadata.label_space
 

@@ -98,7 +98,7 @@ class MultiDatasetSegmentor(nn.Module):
             batched_inputs: samples with these keys.
 
                 * ``image``: (3, h, w) uint8 or float on the scale 0 to 255, channels in the order of ``INPUT.FORMAT``
-                * ``dataset``: whose image it is
+                * ``dataset``: whose image it is; in evaluation not needed where the model knows one only
                 * ``sem_seg``: (h, w) uint8 local ids, training only; unlabelled if absent
                 * ``height``, ``width``: size of the wanted scores, evaluation only; default: the image's
                 * ``label_space``: classes of the wanted scores, evaluation only; default: the dataset's
@@ -163,6 +163,7 @@ class MultiDatasetSegmentor(nn.Module):
     @torch.no_grad()
     def inference(self, samples: Sequence[dict]) -> list[dict[str, Tensor]]:
         """Scores of each sample, see :meth:`forward`. A sample's scores do not depend on the others in the list."""
+        samples = [self._of_a_dataset(sample) for sample in samples]
         spaces = [requested_space(s, self.sem_seg_head.spaces) for s in samples]
         results: list[dict[str, Tensor]] = [{} for _ in samples]
         for indices in _alike(samples, [id(space) for space in spaces]):
@@ -170,6 +171,18 @@ class MultiDatasetSegmentor(nn.Module):
             for i, score in zip(indices, scores):
                 results[i] = {"sem_seg": score}
         return results
+
+    def _of_a_dataset(self, sample: dict) -> dict:
+        """The sample with its ``dataset``; Detectron2's own predictor names none, which one dataset does not need."""
+        known = self.sem_seg_head.datasets
+        if "dataset" not in sample and len(known) == 1:
+            return {**sample, "dataset": known[0]}
+        if "dataset" not in sample:
+            raise ValueError(
+                f"the sample of {sample.get('file_name', '(no file name)')} has no key 'dataset', and the model knows "
+                f"{list(known)}: say which one's image it is, or use multiseg_d2.engine.Predictor(cfg, space=...)"
+            )
+        return sample
 
     @torch.no_grad()
     def embed(self, samples: Sequence[dict]) -> list[dict[str, Any]]:
