@@ -195,10 +195,12 @@ class _Mixture:
     def __init__(self, shares: Sequence[float], seed: int, exact: bool = False) -> None:
         self._seed = seed
         rests = list(accumulate(reversed(shares)))[::-1]
-        self._period = rests[0] if exact else _BLOCK
+        self._period = int(rests[0]) if exact else _BLOCK
         # Share of dataset k among those from k on, as a fraction; the last one with a share takes all that is left.
         one = self._ONE
-        self._parts = [(s, r) if exact else (round(s / r * one) if r > 0 else 0, one) for s, r in zip(shares, rests)]
+        self._parts = [
+            (int(s), int(r)) if exact else (round(s / r * one) if r > 0 else 0, one) for s, r in zip(shares, rests)
+        ]
         self._parts[max(k for k, s in enumerate(shares) if s > 0)] = (1, 1)
         self._phases = [_hash63(seed, -1, k) % whole for k, (_, whole) in enumerate(self._parts)]
         self._cache: tuple[int, np.ndarray] = (-1, np.empty((0, 0)))
