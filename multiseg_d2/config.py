@@ -13,6 +13,9 @@ def add_multiseg_config(cfg: CN) -> None:
     Nothing here repeats what a label space knows: there is no number of classes. ``tests/test_config.py`` counts the
     keys.
     """
+    # Python modules of your own to import first, by name or as paths of .py files (relative to the working directory):
+    # they register heads, decoders or backbones, which the config can then name. Their code is run.
+    cfg.IMPORTS = ()
     _add_data(cfg)
     _add_model(cfg)
     _add_training(cfg)
@@ -20,10 +23,6 @@ def add_multiseg_config(cfg: CN) -> None:
 
 
 def _add_data(cfg: CN) -> None:
-    # Python modules of your own to import first, by name or as paths of .py files (relative to the working directory):
-    # they register heads, decoders or backbones, which the config can then name. Their code is run.
-    cfg.IMPORTS = ()
-
     # ---- Datasets -----------------------------------------------------------------------------------------------
     # Dataset spec files (YAML) to register beside the packaged ones; relative paths start from the working directory.
     cfg.DATASETS.SPECS = ()
