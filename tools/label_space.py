@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Shows label spaces and how they relate.
 
-Names are those of datasets (`list` shows them); ``--specs`` registers dataset specs of your own first::
+Names are those of datasets (`list` shows them) or of specs, which may share one; ``--specs`` registers your own first::
 
     python tools/label_space.py list                         # --markdown: the table of datasets/README.md
     python tools/label_space.py show camvid
@@ -35,6 +35,7 @@ from multiseg_d2.label_space import (
     stack_memberships,
 )
 from multiseg_d2.taxonomy import Taxonomy, TaxonomyError
+from multiseg_d2.yaml_file import did_you_mean
 
 
 def known_spaces() -> dict[str, LabelSpace]:
@@ -111,7 +112,9 @@ def show_remap(source: LabelSpace, target: LabelSpace) -> Table:
             continue
         lossy = codes[local_id, new_id] > SUBSET
         lost = int((inside[local_id] & ~covered[new_id]).sum())
-        note = f"lossy: {lost} universal classes of it lie outside" if lossy else ""
+        note = (
+            f"lossy: {lost} universal class{'es' * (lost != 1)} of it lie{'s' * (lost == 1)} outside" if lossy else ""
+        )
         table.add_row(source.classes[local_id], target.classes[new_id], note)
     table.caption = f"{int((mapped == IGNORE).sum())} of {len(mapped)} classes are ignored"
     return table
@@ -149,9 +152,10 @@ def _shorten(ids: np.ndarray) -> str:
 
 
 def _space(name: str) -> LabelSpace:
-    spaces = known_spaces()
+    spaces = register.named_spaces()
     if name not in spaces:
-        sys.exit(f"no dataset {name!r}; registered are: {', '.join(sorted(spaces))}. Name your spec with --specs.")
+        known = ", ".join(sorted(known_spaces()))
+        sys.exit(f"no dataset {name!r}{did_you_mean(name, spaces)}; known: {known}. Name your spec with --specs.")
     return spaces[name]
 
 

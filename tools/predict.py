@@ -17,7 +17,6 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -26,58 +25,20 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import multiseg_d2  # noqa: F401  isort: skip  (first: it lets Detectron2 be imported)
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.utils.logger import setup_logger
 
 from multiseg_d2.data.decode import BadFileError, read_image
 from multiseg_d2.data.spec import DatasetSpec
 from multiseg_d2.engine import CheckpointError, ConfigError, Predictor, load_config, register_config
+from multiseg_d2.engine.predictor import wanted_space
 from multiseg_d2.evaluation import pictures
-from multiseg_d2.evaluation.submission import submission_ids, submission_name
+from multiseg_d2.evaluation.prediction_files import InputError, Picture, check_targets, find_pictures
+from multiseg_d2.evaluation.submission import SubmissionError, image_id_of, submission_ids, submission_name
 from multiseg_d2.label_space import LabelSpace
 
-IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 VIDEOS = {".mp4": "mp4v", ".m4v": "mp4v", ".mov": "mp4v", ".mkv": "mp4v", ".avi": "MJPG", ".webm": "VP80"}
 CONSOLE = Console(stderr=True)
-
-
-class InputError(ValueError):
-    """The command line asks for something that is not there or cannot be done."""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One input.
-
-    Attributes:
-        path: of the file.
-        target: path of the result below the output folder, without suffix.
-        image_id: the ``{id}`` of a registered image, "" for any other.
-    """
-
-    path: str
-    target: str
-    image_id: str = ""
-
-
-def find_pictures(source: str, output: Path) -> list[Picture]:
-    """The pictures behind ``--input``: a file, a folder with all below it, or a catalog entry."""
-    path = Path(source)
-    if path.is_file():
-        return [Picture(source, path.stem)]
-    if path.is_dir():
-        inside = output.resolve()
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGES and inside not in p.resolve().parents)
-        if not files:
-            raise InputError(f"{source}: no pictures ({', '.join(sorted(IMAGES))}) in this folder")
-        targets = [str(p.relative_to(path).with_suffix("")) for p in files]
-        return [  # a.jpg and a.png must not overwrite each other
-            Picture(str(p), t if targets.count(t) == 1 else f"{t}_{p.suffix[1:]}") for p, t in zip(files, targets)
-        ]
-    if source in DatasetCatalog.list():
-        records = DatasetCatalog.get(source)
-        return [Picture(r["file_name"], os.path.splitext(str(r["image_id"]))[0], str(r["image_id"])) for r in records]
-    raise InputError(f"{source}: neither a file nor a folder nor a registered split")
 
 
 def spec_of(space: LabelSpace) -> DatasetSpec:
@@ -89,7 +50,9 @@ def spec_of(space: LabelSpace) -> DatasetSpec:
     raise InputError(f"no registered dataset has the label space {space.name!r}")
 
 
-def painters(space: LabelSpace, alpha: float) -> dict[str, Callable[[np.ndarray, np.ndarray, Picture], np.ndarray]]:
+def painters(
+    space: LabelSpace, alpha: float, numbering: tuple[int | None, int | None] = (None, None)
+) -> dict[str, Callable[[np.ndarray, np.ndarray, Picture], np.ndarray]]:
     """What each kind of result is made of: RGB image, local ids and input -> pixels."""
     return {
         "overlay": lambda image, ids, _: pictures.overlay(image, ids, space.colors, alpha),
@@ -98,7 +61,7 @@ def painters(space: LabelSpace, alpha: float) -> dict[str, Callable[[np.ndarray,
         ),
         "colors": lambda image, ids, _: pictures.color_map(ids, space.colors),
         "ids": lambda image, ids, _: ids,
-        "submission": lambda image, ids, _: submission_ids(ids, spec_of(space)),
+        "submission": lambda image, ids, _: submission_ids(ids, spec_of(space), *numbering),
     }
 
 
@@ -108,18 +71,38 @@ def target_path(item: Picture, kind: str, output: Path, only_kind: bool, space: 
         return output
     folder = output if only_kind else output / kind
     if kind == "submission":
-        return folder / submission_name(item.path, spec_of(space), item.image_id or item.target)
+        spec = spec_of(space)
+        return folder / submission_name(item.path, spec, item.image_id or image_id_of(item.path, spec, item.folder))
     return folder / f"{item.target}.png"
 
 
+def target_paths(
+    items: Sequence[Picture], kinds: list[str], output: Path, space: LabelSpace
+) -> dict[tuple[str, Picture], Path]:
+    """Where every result goes.
+
+    Raises:
+        InputError: two results would go to one file, or a result would replace an input.
+    """
+    targets, owners = {}, {}
+    for kind in kinds:
+        for item in items:
+            path = targets[kind, item] = target_path(item, kind, output, len(kinds) == 1, space)
+            if owners.setdefault(path, item) is not item:
+                raise InputError(f"the results of {owners[path].path} and {item.path} would both be {path}")
+    check_targets({path: item.path for path, item in owners.items()}, [item.path for item in items])
+    return targets
+
+
 def predict_pictures(
-    predictor: Predictor, items: Sequence[Picture], output: Path, kinds: list[str], alpha: float
+    predictor: Predictor,
+    targets: dict[tuple[str, Picture], Path],
+    paint: dict[str, Callable[[np.ndarray, np.ndarray, Picture], np.ndarray]],
 ) -> int:
     """Labels pictures; returns how many could not be read."""
-    paint = painters(predictor.space, alpha)
-    failed = 0
+    failed, kinds = 0, list(dict.fromkeys(kind for kind, _ in targets))
     with progress() as bar:
-        for item in bar.track(items, description="pictures"):
+        for item in bar.track(list(dict.fromkeys(item for _, item in targets)), description="pictures"):
             try:
                 image = read_image(item.path, "RGB")
             except BadFileError as error:
@@ -128,8 +111,7 @@ def predict_pictures(
                 continue
             labels = predictor(image if predictor.image_format == "RGB" else image[..., ::-1], item.path)
             for kind in kinds:
-                path = target_path(item, kind, output, len(kinds) == 1, predictor.space)
-                pictures.save(paint[kind](image, labels, item), path)
+                pictures.save(paint[kind](image, labels, item), targets[kind, item])
     return failed
 
 
@@ -212,6 +194,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--colors", action="store_true", help="the dataset's class colours")
     parser.add_argument("--ids", action="store_true", help="local ids, 8-bit grey")
     parser.add_argument("--submission", action="store_true", help="ids and file names as the dataset's server expects")
+    parser.add_argument("--first-id", type=int, help="submission: id of the first class (docs/submission.md)")
+    parser.add_argument("--void-id", type=int, help="submission: id of pixels without a class")
     parser.add_argument("--alpha", type=float, default=0.55, help="share of the class colour in overlays")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs of the config, last")
     return parser.parse_args(argv)
@@ -232,12 +216,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         items = [] if is_video else find_pictures(args.input, args.output)
         output = args.output / source.name if is_video and not args.output.suffix else args.output
         check_output(output, len(items), kinds, is_video)
-        predictor = Predictor(cfg, args.space, args.norm)
-        if not is_video:
-            return int(predict_pictures(predictor, items, output, kinds, args.alpha) > 0)
-        predict_video(predictor, source, output, kinds, args.alpha)
-        return 0
-    except (InputError, ConfigError, CheckpointError, OSError) as error:
+        space = wanted_space(cfg, args.space, args.norm)  # before the weights are read: that may take long
+        if is_video:
+            check_targets({output: str(source)}, [str(source)])
+            predict_video(Predictor(cfg, args.space, args.norm), source, output, kinds, args.alpha)
+            return 0
+        targets = target_paths(items, kinds, output, space)
+        paint = painters(space, args.alpha, (args.first_id, args.void_id))
+        if "submission" in kinds:  # a numbering that is impossible is told at once
+            paint["submission"](np.zeros((1, 1, 3), np.uint8), np.zeros((1, 1), np.uint8), items[0])
+        return int(predict_pictures(Predictor(cfg, args.space, args.norm), targets, paint) > 0)
+    except (InputError, ConfigError, CheckpointError, OSError, SubmissionError) as error:
         CONSOLE.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         return 2
 

@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.progress import track
 
 import multiseg_d2  # noqa: F401  isort: skip  (first: it lets Detectron2 be imported)
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
@@ -35,14 +36,11 @@ from multiseg_d2.data.register import RegistrationError, register_dataset
 from multiseg_d2.data.spec import SpecError
 from multiseg_d2.engine import CheckpointError, ConfigError, Predictor, load_config, register_config
 from multiseg_d2.evaluation import pictures
+from multiseg_d2.evaluation.prediction_files import InputError, check_targets
 from multiseg_d2.label_space import LabelSpace
 from multiseg_d2.yaml_file import did_you_mean
 
 CONSOLE = Console(stderr=True)
-
-
-class InputError(ValueError):
-    """The command line asks for something that is not there."""
 
 
 def choose(catalog: str, number: int, wanted: Sequence[str]) -> list[tuple[int, dict[str, Any]]]:
@@ -105,15 +103,13 @@ def draw(record: dict[str, Any], catalog: str, predictor: Predictor | None) -> n
     return pictures.comparison(image, maps, space.classes, space.colors, title)
 
 
-def visualize(catalog: str, args: argparse.Namespace) -> int:
+def visualize(catalog: str, args: argparse.Namespace, cfg: CfgNode | None) -> int:
     """Writes the pictures of one entry; returns how many could not be drawn."""
     chosen = choose(catalog, args.number, args.images)
-    predictor = None
-    if args.config_file:
-        cfg = load_config(args.config_file)
-        cfg.MODEL.WEIGHTS = args.weights or cfg.MODEL.WEIGHTS
-        register_config(cfg)
-        predictor = Predictor(cfg, MetadataCatalog.get(catalog).dataset, args.norm)
+    targets = {i: args.output / catalog / f"{i:06d}_{Path(record['file_name']).stem}.png" for i, record in chosen}
+    read = [path for _, record in chosen for path in (record["file_name"], label_path(record)) if path]
+    check_targets({targets[i]: record["file_name"] for i, record in chosen}, read)
+    predictor = None if cfg is None else Predictor(cfg, MetadataCatalog.get(catalog).dataset, args.norm)
     failed = 0
     for position, record in track(chosen, description=catalog, console=CONSOLE):
         try:
@@ -122,8 +118,7 @@ def visualize(catalog: str, args: argparse.Namespace) -> int:
             CONSOLE.print(f"not drawn: {error}", style="red", markup=False, soft_wrap=True)
             failed += 1
             continue
-        stem = Path(record["file_name"]).stem
-        pictures.save(picture, args.output / catalog / f"{position:06d}_{stem}.png")
+        pictures.save(picture, targets[position])
     CONSOLE.print(f"{len(chosen) - failed} pictures in {args.output / catalog}", markup=False, soft_wrap=True)
     return failed
 
@@ -146,9 +141,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
     args = parse(argv)
     try:
+        cfg = None
+        if args.config_file:  # before any entry is looked up: it may name the specs
+            cfg = load_config(args.config_file)
+            cfg.MODEL.WEIGHTS = args.weights or cfg.MODEL.WEIGHTS
+            register_config(cfg)
         for spec in args.specs:
             register_dataset(spec)
-        return int(sum(visualize(catalog, args) for catalog in args.entries) > 0)
+        return int(sum(visualize(catalog, args, cfg) for catalog in args.entries) > 0)
     except (InputError, ConfigError, CheckpointError, RegistrationError, SpecError, DatasetFilesError) as error:
         CONSOLE.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         return 2

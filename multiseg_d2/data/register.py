@@ -31,6 +31,7 @@ __all__ = [
     "RegistrationError",
     "current_taxonomy",
     "data_root",
+    "named_spaces",
     "register_dataset",
     "register_from_config",
     "register_packaged",
@@ -145,6 +146,14 @@ def current_taxonomy() -> Taxonomy:
     if _state.taxonomy is None:
         _state.base = _state.taxonomy = _named_taxonomy(BY_NAME[""])
     return _state.taxonomy
+
+
+def named_spaces() -> dict[str, LabelSpace]:
+    """Every registered label space by each name that a user may know it by: its dataset's, and its specs'."""
+    entries = [MetadataCatalog.get(name) for name in MetadataCatalog.list()]
+    entries = [entry for entry in entries if hasattr(entry, "label_space")]
+    by_spec = {entry.spec.name: entry.label_space for entry in entries if hasattr(entry, "spec")}
+    return {**by_spec, **{entry.dataset: entry.label_space for entry in entries}}
 
 
 def unregister_dataset(name: str) -> list[str]:

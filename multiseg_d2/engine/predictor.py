@@ -8,20 +8,21 @@ from contextlib import ExitStack
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 
 from ..checkpoint import load_weights
 from ..data.augment import CropWindow
+from ..data.register import named_spaces
 from ..evaluation.evaluator import predicted_labels
 from ..label_space import LabelSpace
 from ..modeling.augmented import build_inference_model
+from ..modeling.catalog import training_spaces
 from ..modeling.norm import dataset_norms, unseen_dataset
 from ..yaml_file import did_you_mean
 from .config_file import ConfigError
 from .trainer import Trainer
 from .user_code import register_config
 
-__all__ = ["Predictor"]
+__all__ = ["Predictor", "wanted_space"]
 
 logger = logging.getLogger(__name__)
 
@@ -50,15 +51,12 @@ class Predictor:
         register_config(cfg)
         self.image_format = cfg.INPUT.FORMAT
         self._sizes = (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+        self.space = wanted_space(cfg, space, norm)
         model = Trainer.build_model(_on_this_machine(cfg))
         load_weights(model, cfg.MODEL.WEIGHTS, complete=True)
         model.eval()
-        trained = tuple(model.sem_seg_head.datasets)
-        self.space = _label_space(space, trained, model.sem_seg_head.spaces)
         head = model.sem_seg_head
-        known = self.space.name in head.spaces
-        if norm and norm not in trained:
-            raise ConfigError(f"norm {norm!r}: the model was trained on {list(trained)}{did_you_mean(norm, trained)}")
+        trained, known = tuple(head.datasets), self.space.name in head.spaces
         needs_norm = not head.scores_any_space or any(dataset_norms(model))
         if not norm and self.space.name not in trained and needs_norm:
             raise ConfigError(f"the model was not trained on {self.space.name!r}: choose the norm of {list(trained)}")
@@ -96,6 +94,24 @@ class Predictor:
         return CropWindow(0, 0, width, height, out_w, out_h).apply_image(image)
 
 
+def wanted_space(cfg: CfgNode, space: str, norm: str = "") -> LabelSpace:
+    """The label space that a user means, found without building a model.
+
+    Args:
+        cfg: of the model, its datasets registered.
+        space: name of a dataset, or of a spec (``camvid_full`` has the classes of ``camvid``); "" = the only one that
+            the model was trained on.
+        norm: checked, too: "" or a dataset that the model was trained on.
+
+    Raises:
+        ConfigError: there is none of this name, or several can be meant.
+    """
+    spaces = training_spaces(cfg)
+    if norm and norm not in spaces:
+        raise ConfigError(f"norm {norm!r}: the model was trained on {list(spaces)}{did_you_mean(norm, spaces)}")
+    return _label_space(space, tuple(spaces), {own.name: own for own in spaces.values()})
+
+
 def _on_this_machine(cfg: CfgNode) -> CfgNode:
     if not cfg.MODEL.DEVICE.startswith("cuda") or torch.cuda.is_available():
         return cfg
@@ -112,11 +128,10 @@ def _label_space(wanted: str, trained: tuple[str, ...], known: dict[str, LabelSp
     wanted = wanted or next(iter(known))
     if wanted in known:
         return known[wanted]
-    entries = [MetadataCatalog.get(name) for name in MetadataCatalog.list()]
-    registered = {entry.dataset: entry.label_space for entry in entries if hasattr(entry, "label_space")}
+    registered = named_spaces()
     if wanted not in registered:
         raise ConfigError(
             f"label space {wanted!r}: no such dataset is registered{did_you_mean(wanted, registered)}. The model was "
-            f"trained on {list(trained)}; all registered: {sorted(registered)}"
+            f"trained on {list(trained)}; all registered: {sorted({space.name for space in registered.values()})}"
         )
-    return registered[wanted]
+    return known.get(registered[wanted].name, registered[wanted])

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import nn
 
 from multiseg_d2.data.mapper import EvaluationMapper
+from multiseg_d2.data.register import unregister_dataset
 from multiseg_d2.engine import Trainer, load_config
 from multiseg_d2.engine.predictor import Predictor
 from multiseg_d2.evaluation import pictures
@@ -173,6 +174,67 @@ def test_odd_kinds_of_pixels(run, config, tmp_path, mode):
         seen = np.repeat(np.asarray(Image.fromarray(pixels).convert("L"))[..., None], 3, 2)
         seen = np.repeat(pixels[..., :1], 3, 2) if mode == "I;16" else seen
     assert (np.asarray(Image.open(tmp_path / "odd_ids.png")) == expected(config, seen, "camvid")).all()
+
+
+@pytest.mark.parametrize("output", ["itself", "folder", "tree", "link"])
+def test_a_picture_is_never_replaced_by_its_result(run, tmp_path, capsys, output):
+    photo(tmp_path / "street.png")
+    before = (tmp_path / "street.png").read_bytes()
+    source, out = tmp_path / "street.png", {"itself": "street.png", "folder": ".", "tree": ".", "link": "x"}[output]
+    if output == "link":
+        (tmp_path / "x").symlink_to(tmp_path)
+    assert run(tmp_path if output == "tree" else source, out=out) == 2
+    assert "would replace the input" in " ".join(capsys.readouterr().err.split())
+    assert (tmp_path / "street.png").read_bytes() == before and len(list(tmp_path.glob("*.png"))) == 1
+
+
+@pytest.mark.parametrize("out", ["in.avi", "."])
+def test_a_video_is_never_replaced_by_its_result(run, tmp_path, out):
+    writer = cv2.VideoWriter(str(tmp_path / "in.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 12.0, (64, 48))
+    writer.write(np.zeros((48, 64, 3), np.uint8))
+    writer.release()
+    before = (tmp_path / "in.avi").read_bytes()
+    assert run(tmp_path / "in.avi", out=out) == 2 and (tmp_path / "in.avi").read_bytes() == before
+
+
+def test_a_split_is_never_written_over_its_own_images(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    photo(tmp_path / "mine/1.png")
+    before = (tmp_path / "mine/1.png").read_bytes()
+    (tmp_path / "mine.yaml").write_text(
+        "name: predicted\nclasses: [{name: a, color: [9, 0, 0]}, {name: b, color: [0, 9, 0]}]\n"
+        'splits: {test: {images: "mine/{id}.png", annotation: none}}\n'
+    )
+    specs = ["DATASETS.SPECS", str((str(tmp_path / "mine.yaml"),))]
+    assert run("predicted_test", *specs, out="mine") == 2
+    assert (tmp_path / "mine/1.png").read_bytes() == before
+    assert run("predicted_test", *specs, out="out") == 0 and (tmp_path / "out/1.png").is_file()
+    unregister_dataset("predicted")
+
+
+def test_two_pictures_that_a_server_knows_by_one_name_are_refused(run, tmp_path, capsys):
+    for name in ("x/1.png", "y/1.png"):
+        photo(tmp_path / "in" / name)
+    assert run(tmp_path / "in", "--submission", space="kitti") == 2
+    assert "would both be" in " ".join(capsys.readouterr().err.split()) and not (tmp_path / "out").exists()
+    photo(tmp_path / "one/1.png")
+    assert run(tmp_path / "one", "--submission", "--first-id", "1", space="kitti") == 2
+    assert "list of their own" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", [["--space", "camvids"], ["--norm", "sun"], ["--space", ""]])
+def test_a_wrong_space_is_told_before_the_weights_are_read(run, tmp_path, monkeypatch, option):
+    photo(tmp_path / "a.png")
+    monkeypatch.setattr("multiseg_d2.engine.predictor.Trainer.build_model", lambda *_: pytest.fail("too late"))
+    assert run(tmp_path / "a.png", *option) == 2
+
+
+def test_a_spec_may_be_named_instead_of_its_dataset(run, tmp_path):
+    photo(tmp_path / "a.png")
+    for space in ("camvid", "camvid_full"):
+        assert run(tmp_path / "a.png", "--ids", out=f"{space}.png", space=space) == 0
+    first, second = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("camvid", "camvid_full"))
+    assert (first == second).all()
 
 
 def test_a_split_as_a_submission(run, tmp_path, monkeypatch):
