@@ -8,6 +8,7 @@ Names are those of datasets (`list` shows them) or of specs, which may share one
     python tools/label_space.py relate camvid cityscapes
     python tools/label_space.py remap camvid cityscapes      # the label-remapping baseline's table
     python tools/label_space.py tree --datasets cityscapes camvid
+    python tools/label_space.py tree --taxonomy mseg --datasets ade20k idd
 """
 
 from __future__ import annotations
@@ -165,12 +166,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("command", choices=["list", "show", "relate", "remap", "tree"])
     parser.add_argument("names", nargs="*", metavar="DATASET")
     parser.add_argument("--specs", nargs="*", default=[], metavar="YAML", help="dataset specs to register first")
+    parser.add_argument(
+        "--taxonomy", default="", help="as DATASETS.TAXONOMY: mseg, or a file (default: the packaged one)"
+    )
     parser.add_argument("--markdown", action="store_true", help="list: as a table for a README")
     parser.add_argument("--datasets", nargs="*", default=[], help="tree: datasets to show (default: all)")
     args = parser.parse_args(argv)
     try:
         for spec in args.specs:
             register.register_dataset(spec)
+        register.use_taxonomy(args.taxonomy)
     except (SpecError, register.RegistrationError, TaxonomyError) as problem:
         sys.exit(str(problem))
     expected = {"list": 0, "show": 1, "relate": 2, "remap": 2, "tree": 0}[args.command]

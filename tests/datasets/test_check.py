@@ -414,3 +414,50 @@ def test_ade20k_files_hold_zero_for_other(script, tmp_path, capsys):
     assert report["ignored_pixels"] == 8
     Image.fromarray(ids - np.uint8(1)).save(label)  # 255, 0, 0, 149, ...
     assert script("check").main(arguments) == 1 and "255 (8 pixels)" in capsys.readouterr().out
+
+
+def test_acdc_files(script, tmp_path, capsys):
+    """Each condition is a split, all together are one; pictures of the same places in normal weather are none of it."""
+    for condition, split, number in (
+        ("fog", "train", 1),
+        ("night", "train", 2),
+        ("rain", "train", 3),
+        ("snow", "train", 4),
+    ):
+        for kind in (split, f"{split}_ref"):
+            end = "rgb_anon" if kind == split else "rgb_ref_anon"
+            image = tmp_path / f"acdc/rgb_anon/{condition}/{kind}/GP{number}/GP{number}_frame_000001_{end}.png"
+            image.parent.mkdir(parents=True)
+            Image.fromarray(np.zeros((6, 8, 3), np.uint8)).save(image)
+        label = tmp_path / f"acdc/gt/{condition}/{split}/GP{number}/GP{number}_frame_000001_gt_labelTrainIds.png"
+        label.parent.mkdir(parents=True)
+        ids = np.full((6, 8), number, np.uint8)
+        ids[0] = 255
+        Image.fromarray(ids).save(label)
+        Image.fromarray(np.ones((6, 8), np.uint8)).save(str(label).replace("_labelTrainIds", "_invIds"))
+    names = ["acdc_train", "acdc_fog_train", "acdc_night_train", "acdc_rain_train", "acdc_snow_train"]
+    arguments = [*names, "--root", str(tmp_path), "--workers", "1", "--part", "--json", str(tmp_path / "report.json")]
+    assert script("check").main(arguments) == 0, capsys.readouterr().out
+    report = json.loads((tmp_path / "report.json").read_text())["splits"]
+    assert [report[name]["images"] for name in names] == [4, 1, 1, 1, 1]
+    counted = {n: c for n, c in report["acdc_train"]["class_pixels"].items() if c}
+    assert counted == dict.fromkeys(("sidewalk", "building", "wall", "fence"), 40)
+    assert {n for n, c in report["acdc_night_train"]["class_pixels"].items() if c} == {"building"}
+
+
+def test_mapillary_vistas_v20_files(script, tmp_path, capsys):
+    """Palette PNG: the same number means another class than in v1.2, and 8 of the 124 labels are not evaluated."""
+    base = tmp_path / "mapillary_vistas/validation"
+    (base / "images").mkdir(parents=True)
+    Image.fromarray(np.zeros((6, 8, 3), np.uint8)).save(base / "images/-a_B.jpg")
+    ids = np.repeat(np.array([[13], [21], [2], [123], [116], [58]], np.uint8), 8, 1)
+    indexed(base / "v2.0/labels/-a_B.png", ids)
+    arguments = ["mapillary_vistas_v20_val", "--root", str(tmp_path), "--workers", "1", "--part"]
+    arguments += ["--json", str(tmp_path / "report.json")]
+    assert script("check").main(arguments) == 0, capsys.readouterr().out
+    report = json.loads((tmp_path / "report.json").read_text())["splits"]["mapillary_vistas_v20_val"]
+    counted = {n for n, c in report["class_pixels"].items() if c}
+    assert counted == {"Bike Lane", "Road", "Wheeled Slow", "Lane Marking (only) - Test"}
+    assert report["ignored_pixels"] == 16
+    indexed(base / "v2.0/labels/-a_B.png", ids + np.uint8(2))
+    assert script("check").main(arguments) == 1 and "125 (8 pixels)" in capsys.readouterr().out

@@ -53,6 +53,16 @@ def test_tree_holds_the_classes_of_the_chosen_datasets_only(tool, capsys):
     assert "cityscapes: rider" in text and "camvid:" not in text and "coco_banana" not in text
 
 
+def test_tree_of_another_taxonomy(tool, capsys):
+    tool.main(["tree", "--taxonomy", "mseg", "--datasets", "idd"])
+    text = capsys.readouterr().out
+    assert "sidewalk_pavement" in text and "idd: sidewalk, curb" in text and "curb_any" not in text
+    with pytest.raises(SystemExit, match="none of packaged, mseg"):
+        tool.main(["tree", "--taxonomy", "msegg"])
+    tool.main(["tree", "--datasets", "idd"])
+    assert "curb_any" in capsys.readouterr().out
+
+
 def test_list_and_own_specs(tool, capsys, tmp_path):
     spec = tmp_path / "mine.yaml"
     spec.write_text(
