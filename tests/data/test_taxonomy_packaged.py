@@ -251,6 +251,29 @@ def test_large_street_classes_go_where_their_names_say(spaces):
     assert target("camvid_strict", "Car", "wilddash2") == "car"
 
 
+def test_partners_in_official_tables_have_something_in_common(samples, spaces):
+    """WildDash 2's policy (to Cityscapes, IDD, Mapillary) and IDD's own column of Cityscapes ids, class by class."""
+    idd = raw_facts(samples, "idd")
+    local_of = {c["name"]: c["train_id"] for c in idd["raw_classes"]}
+    mapillary = {c["full_name"]: c["name"] for c in raw_facts(samples, "mapillary_vistas")["eval_classes"]}
+    pairs = {("idd", c["train_id"], "cityscapes", c["cs_train_id"], c["name"]) for c in idd["raw_classes"]}
+    for raw in raw_facts(samples, "wilddash2")["raw_classes"]:
+        own, name = raw["train_id"], raw["name"]
+        pairs.add(("wilddash2", own, "cityscapes", raw["cityscapes_train_id"], name))
+        pairs.add(("wilddash2", own, "idd", local_of.get(raw["idd_name"], IGNORE), name))
+        partner = mapillary.get(raw["mapillary_v1_2_name"])
+        if partner:
+            pairs.add(("wilddash2", own, "mapillary_vistas", spaces["mapillary_vistas"].classes.index(partner), name))
+    codes = {(a, b): relation(spaces[a], spaces[b]) for a, _, b, _, _ in pairs}
+    apart = {
+        (a, spaces[a].classes[i], b, spaces[b].classes[j], name)
+        for a, i, b, j, name in pairs
+        if IGNORE not in (i, j) and codes[a, b][i, j] == DISJOINT
+    }
+    assert not apart
+    assert len([p for p in pairs if IGNORE not in (p[1], p[3])]) > 100
+
+
 def raw_facts(samples: Path, name: str):
     path = samples.parent / "datasets" / f"{name}.json"
     if not path.is_file():
