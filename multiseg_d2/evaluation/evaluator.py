@@ -227,6 +227,11 @@ def predicted_labels(output: Mapping[str, Any], num_classes: int) -> np.ndarray:
     Raises:
         ValueError: the scores are of another number of classes, or not numbers.
     """
+    if getattr(output, "num_classes", num_classes) != num_classes:
+        raise ValueError(
+            f"the scores are of {output.num_classes} classes, but {num_classes} are needed: did the model answer in "
+            "another label space?"
+        )
     if "sem_seg_labels" in output:
         return torch.as_tensor(output["sem_seg_labels"]).cpu().numpy()
     scores = output["sem_seg"].detach()

@@ -7,8 +7,11 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from detectron2.config import CfgNode
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
+
+from .inference import Prediction
+from .score_maps import MeanOverViews, MeanOverWindows, Mirrored, Resized
 
 __all__ = ["AugmentedInference", "build_inference_model", "window_starts"]
 
@@ -34,11 +37,12 @@ class AugmentedInference(nn.Module):
     """A segmentor that is called like the one it wraps, in evaluation mode.
 
     Each view (scale, mirrored or not) is scored and brought back to the wanted size; the mean is taken over
-    probabilities. The result is always *logits*: those of the segmentor where there is one view, else the log (for
-    "sigmoid" the log-odds) of the mean probabilities, so that the activation gives the mean probabilities back.
+    probabilities, at that size, but piece by piece as it is looked at (:class:`.ScoreMap`). The result is always
+    *logits*: those of the segmentor where there is one view, else the log (for "sigmoid" the log-odds) of the mean
+    probabilities, so that the activation gives the mean probabilities back.
 
-    Beside the network's own needs for one view or window, memory holds two score maps of an image, whatever the number
-    of views and windows. An image for which the device's memory does not suffice is scored in tiles, which is logged.
+    Beside the network's own needs for one view or window, memory holds the scores of all views and windows at the
+    network's resolution. An image for which the device's memory does not suffice is scored in tiles, which is logged.
 
     Args:
         model: a segmentor, see :class:`~multiseg_d2.modeling.MultiDatasetSegmentor`.
@@ -71,26 +75,17 @@ class AugmentedInference(nn.Module):
         self._tiles: dict[tuple[int, int], tuple[int, int]] = {}  # image size that was too big -> tile that fits
 
     @torch.no_grad()
-    def forward(self, batched_inputs: list[dict]) -> list[dict[str, Tensor]]:
-        """Scores of each sample: ``{"sem_seg": (C, height, width) float32 logits}``."""
-        return [{"sem_seg": self._sample_logits(sample)} for sample in batched_inputs]
+    def forward(self, batched_inputs: list[dict]) -> list[Prediction]:
+        """Scores of each sample, see :class:`.Prediction`."""
+        return [self._prediction(sample) for sample in batched_inputs]
 
-    def _sample_logits(self, sample: dict) -> Tensor:
-        if len(self.views) == 1:
-            return self._view_logits(sample, *self.views[0])
-        mean: Tensor | None = None
-        for scale, mirrored in self.views:
-            logits = self._view_logits(sample, scale, mirrored)
-            probabilities = logits.softmax(0) if self.activation == "softmax" else logits.sigmoid()
-            del logits
-            mean = probabilities if mean is None else mean.add_(probabilities)
-        mean.div_(len(self.views))
-        info = torch.finfo(mean.dtype)
-        if self.activation == "softmax":
-            return mean.clamp_(min=info.tiny).log_()
-        return torch.logit_(mean, eps=info.eps / 2)
+    def _prediction(self, sample: dict) -> Prediction:
+        views = [self._view(sample, scale, mirrored) for scale, mirrored in self.views]
+        if len(views) == 1:
+            return views[0]
+        return Prediction(MeanOverViews([view.scores for view in views]), views[0].void)
 
-    def _view_logits(self, sample: dict, scale: float, mirrored: bool) -> Tensor:
+    def _view(self, sample: dict, scale: float, mirrored: bool) -> Prediction:
         image = sample["image"]
         height, width = image.shape[-2:]
         view = {**sample, "height": sample.get("height", height), "width": sample.get("width", width)}
@@ -98,16 +93,16 @@ class AugmentedInference(nn.Module):
             size = (max(round(height * scale), 1), max(round(width * scale), 1))
             image = F.interpolate(image[None].float(), size=size, mode="bilinear", align_corners=False)[0]
         view["image"] = image.flip(-1) if mirrored else image
-        logits = self._logits(view)
-        return logits.flip(-1) if mirrored else logits
+        found = self._fitting(view)
+        return Prediction(Mirrored(found.scores), found.void) if mirrored else found
 
-    def _logits(self, view: dict) -> Tensor:
-        """(C, height, width) logits of an image, in tiles if it does not fit at once."""
+    def _fitting(self, view: dict) -> Prediction:
+        """Scores of an image, in tiles if it does not fit at once."""
         size = tuple(view["image"].shape[-2:])
         window = self._tiles.get(size, self.window)
         while True:
             try:
-                return self._windowed_logits(view, window)
+                return self._windowed(view, window)
             except RuntimeError as error:
                 if not _is_out_of_memory(error):
                     raise
@@ -125,26 +120,28 @@ class AugmentedInference(nn.Module):
             )  # fmt: skip
             window = self._tiles[size] = smaller
 
-    def _windowed_logits(self, view: dict, window: tuple[int, int]) -> Tensor:
+    def _windowed(self, view: dict, window: tuple[int, int]) -> Prediction:
         image = view["image"]
         height, width = image.shape[-2:]
         tall, wide = (min(w or s, s) for w, s in zip(window, (height, width)))
         if (tall, wide) == (height, width):
-            return self.model([view])[0]["sem_seg"]
-        total: Tensor | None = None
+            return self._answer(view)
+        parts, void = [], False
         for top, left in _windows((height, width), (tall, wide)):
-            rows, columns = slice(top, top + tall), slice(left, left + wide)
-            part = self.model([{**view, "image": image[:, rows, columns], "height": tall, "width": wide}])[0]["sem_seg"]
-            if total is None:
-                total = part.new_zeros(part.shape[0], height, width)
-                passes = part.new_zeros(height, width)
-            total[:, rows, columns] += part
-            passes[rows, columns] += 1
-        total /= passes
-        size = (view["height"], view["width"])
-        if size == (height, width):
-            return total
-        return F.interpolate(total[None], size=size, mode="bilinear", align_corners=False)[0]
+            part = image[:, top : top + tall, left : left + wide]
+            answer = self._answer({**view, "image": part, "height": tall, "width": wide})
+            parts.append((top, left, answer.scores))
+            void = answer.void
+        mean, size = MeanOverWindows(parts, (height, width)), (view["height"], view["width"])
+        return Prediction(mean if size == (height, width) else Resized(mean, size), void)
+
+    def _answer(self, view: dict) -> Prediction:
+        """The segmentor's answer; one of another make only has full-size scores."""
+        (answer,) = self.model([view])
+        if isinstance(answer, Prediction):
+            return answer
+        scores = answer["sem_seg"]
+        return Prediction(Resized(scores, scores.shape[-2:], activation=self.activation))
 
 
 def window_starts(length: int, window: int) -> list[int]:

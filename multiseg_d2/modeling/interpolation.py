@@ -30,11 +30,14 @@ class Bilinear:
         source: (h, w).
         size: (H, W); larger, smaller or the same.
         like: its device and dtype (float32 or float64) are those of the values.
+
+    Attributes:
+        weights: (H, h) and (W, w): the share of each source row or column; None where that axis is not resized.
     """
 
     def __init__(self, source: Sequence[int], size: Sequence[int], like: Tensor) -> None:
         self.source, self.size = tuple(source), tuple(size)
-        self._weights = [_matrix(a, b, like) for a, b in zip(self.source, self.size)]  # (H, h) and (W, w)
+        self.weights = [_matrix(a, b, like) for a, b in zip(self.source, self.size)]  # (H, h) and (W, w)
 
     def tile(self, values: Tensor, rows: slice, columns: slice) -> Tensor:
         """The rectangle ``[..., rows, columns]`` of the resized values.
@@ -47,11 +50,21 @@ class Bilinear:
         Returns:
             (..., r, c); where nothing is resized a view of ``values``.
         """
-        (down, near_rows), (right, near_columns) = self._parts(rows, columns)
-        values = values[..., near_rows, near_columns]
-        if down is not None:
-            values = torch.matmul(down, values)  # (..., r, w')
-        return values if right is None else torch.matmul(values, right.T)  # (..., r, c)
+        near_rows, near_columns = self.near(rows, columns)
+        return self.combine(values[..., near_rows, near_columns], rows, columns)
+
+    def near(self, rows: slice, columns: slice) -> tuple[slice, slice]:
+        """The rows and columns of the values that a rectangle depends on."""
+        (_, near_rows), (_, near_columns) = self._parts(rows, columns)
+        return near_rows, near_columns
+
+    def combine(self, values: Tensor, rows: slice, columns: slice) -> Tensor:
+        """As :meth:`tile`, of only the values that the rectangle depends on."""
+        (down, _), (right, _) = self._parts(rows, columns)
+        with torch.autocast(values.device.type, enabled=False):
+            if down is not None:
+                values = torch.matmul(down, values)  # (..., r, w')
+            return values if right is None else torch.matmul(values, right.T)  # (..., r, c)
 
     def add_transposed(self, result: Tensor, gradient: Tensor, rows: slice, columns: slice) -> None:
         """Adds to ``result`` (..., h, w) the gradient that the values have by that of one rectangle, (..., r, c)."""
@@ -65,7 +78,7 @@ class Bilinear:
     def _parts(self, *rectangle: slice) -> list[tuple[Tensor | None, slice]]:
         """For both axes: the weights of the wanted positions, and the source positions that they are over."""
         parts = []
-        for wanted, weights, length, target in zip(rectangle, self._weights, self.source, self.size):
+        for wanted, weights, length, target in zip(rectangle, self.weights, self.source, self.size):
             if weights is None:
                 parts.append((None, wanted))
                 continue

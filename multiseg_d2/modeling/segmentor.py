@@ -10,14 +10,15 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone, build_sem_seg_head
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..label_space import IGNORE, LabelSpace
 from .active import active_datasets
 from .batch import Batch, count_valid, group_by_dataset, pad_and_stack, runs
 from .catalog import requested_space
 from .heads import Head
+from .inference import Prediction
 from .norm import apply_dataset_norm
+from .score_maps import Resized, ScoreMap
 from .translate import StandIn
 
 __all__ = ["MultiDatasetSegmentor"]
@@ -91,7 +92,7 @@ class MultiDatasetSegmentor(nn.Module):
 
     def forward(
         self, batched_inputs: list[dict], num_valid: Mapping[str, Tensor] | None = None
-    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+    ) -> dict[str, Tensor] | list[Prediction]:
         """Losses in training, scores in evaluation.
 
         Args:
@@ -106,8 +107,9 @@ class MultiDatasetSegmentor(nn.Module):
                 :class:`.Batch`; None counts those of the samples.
 
         Returns:
-            Training: scalar losses by name (``loss_...``). Evaluation: for each sample ``{"sem_seg": (C, height, width)
-            float32 logits}`` of the C classes of its label space; C + 1 where the head scores void.
+            Training: scalar losses by name (``loss_...``). Evaluation: for each sample a :class:`.Prediction`, whose
+            ``"sem_seg"`` are (C, height, width) float32 logits of the C classes of its label space, C + 1 where the
+            head scores void, and whose ``"sem_seg_labels"`` are made without these.
         """
         if not self.training:
             return self.inference(batched_inputs)
@@ -161,16 +163,15 @@ class MultiDatasetSegmentor(nn.Module):
         return -(-height // step) * step, -(-width // step) * step
 
     @torch.no_grad()
-    def inference(self, samples: Sequence[dict]) -> list[dict[str, Tensor]]:
+    def inference(self, samples: Sequence[dict]) -> list[Prediction]:
         """Scores of each sample, see :meth:`forward`. A sample's scores do not depend on the others in the list."""
         samples = [self._of_a_dataset(sample) for sample in samples]
         spaces = [requested_space(s, self.sem_seg_head.spaces) for s in samples]
-        results: list[dict[str, Tensor]] = [{} for _ in samples]
+        results: dict[int, Prediction] = {}
         for indices in _alike(samples, [id(space) for space in spaces]):
             scores = self._scores([samples[i] for i in indices], spaces[indices[0]])
-            for i, score in zip(indices, scores):
-                results[i] = {"sem_seg": score}
-        return results
+            results |= {i: Prediction(score, self.sem_seg_head.scores_void) for i, score in zip(indices, scores)}
+        return [results[i] for i in range(len(samples))]
 
     def _of_a_dataset(self, sample: dict) -> dict:
         """The sample with its ``dataset``; Detectron2's own predictor names none, which one dataset does not need."""
@@ -212,7 +213,7 @@ class MultiDatasetSegmentor(nn.Module):
         with active_datasets(batch.groups, {dataset: stand_in.branches} if stand_in else None):
             yield batch, self.backbone(batch.images), stand_in
 
-    def _scores(self, samples: list[dict], space: LabelSpace) -> list[Tensor]:
+    def _scores(self, samples: list[dict], space: LabelSpace) -> list[ScoreMap]:
         with self._pass(samples) as (batch, features, stand_in):
             if stand_in is None:
                 logits = self.sem_seg_head.logits(features, space)  # (N, C, h, w), C + 1 with void
@@ -221,14 +222,17 @@ class MultiDatasetSegmentor(nn.Module):
         wanted = space.num_classes + self.sem_seg_head.scores_void
         if logits.shape[1] != wanted:
             raise ValueError(f"the head gave {logits.shape[1]} channels for {space.name!r}, which has {wanted}")
-        padded, (height, width) = batch.images.shape[-2:], batch.image_sizes[0]
-        if (height, width) != tuple(padded):
-            logits = F.interpolate(logits.float(), size=padded, mode="bilinear", align_corners=False)
-            logits = logits[..., :height, :width]
-        return [
-            _resize(score[None].float(), (s.get("height", height), s.get("width", width)))[0]  # (C, height, width)
-            for s, score in zip(samples, logits)
-        ]
+        padded, image_size = tuple(batch.images.shape[-2:]), batch.image_sizes[0]
+        results = []
+        for sample, scores in zip(samples, logits):
+            wanted = (sample.get("height", image_size[0]), sample.get("width", image_size[1]))
+            if wanted == image_size:
+                results.append(Resized(scores, padded, image_size, self.sem_seg_head.activation))
+                continue
+            if image_size != padded:
+                scores = Resized(scores, padded, image_size, self.sem_seg_head.activation)
+            results.append(Resized(scores, wanted, activation=self.sem_seg_head.activation))
+        return results
 
 
 def _alike(samples: Sequence[dict], asked: Sequence[Any]) -> list[list[int]]:
@@ -237,9 +241,3 @@ def _alike(samples: Sequence[dict], asked: Sequence[Any]) -> list[list[int]]:
     for i, (sample, what) in enumerate(zip(samples, asked)):
         groups.setdefault((sample["dataset"], what, tuple(sample["image"].shape)), []).append(i)
     return list(groups.values())
-
-
-def _resize(scores: Tensor, size: tuple[int, int]) -> Tensor:
-    if tuple(scores.shape[-2:]) == size:
-        return scores
-    return F.interpolate(scores, size=size, mode="bilinear", align_corners=False)

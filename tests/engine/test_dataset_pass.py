@@ -59,7 +59,7 @@ def test_scores_are_those_of_the_views_or_of_one_pass(tiny_cfg, views, monkeypat
 def test_autocast_is_a_choice(tiny_cfg):
     cfg, seen = tiny_cfg(), set()
     model = build_model(cfg)
-    model.sem_seg_head.decoder.register_forward_hook(lambda _m, _i, out: seen.add(out.dtype))
+    model.sem_seg_head.trunk.decoder.register_forward_hook(lambda _m, _i, out: seen.add(out.dtype))
     run_over(cfg, model, "tiny_a_val", Collector())
     assert seen == {torch.float32}
     run_over(cfg, model, "tiny_a_val", Collector(), amp_dtype=torch.bfloat16)
