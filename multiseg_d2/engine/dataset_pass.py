@@ -46,6 +46,7 @@ def run_over(
     batches: PassLoader | None = None,
     views: bool = True,
     labels: bool = False,
+    embeddings: bool = False,
     amp_dtype: torch.dtype | None = None,
     on_ready: Callable[[UnseenChoice | None], object] = lambda _choice: None,
 ) -> Any:
@@ -65,6 +66,7 @@ def run_over(
         batches: instead of the entry's test loader.
         views: score by the scales, mirrored images and windows of ``TEST``; False = one plain pass per image.
         labels: the entry's test loader gives the samples their ``sem_seg``; an evaluator in ``modeling`` needs them.
+        embeddings: the evaluator gets what ``embed()`` returns instead of scores.
         amp_dtype: ``torch.bfloat16`` or ``torch.float16`` for autocast; None = full precision.
         on_ready: told, before the first image, what was chosen for a dataset that the model was not trained on.
 
@@ -78,7 +80,7 @@ def run_over(
     broadcast(plain.buffers())
     if batches is None:
         batches = loader.build_test_loader(cfg, entry, EvaluationMapper(cfg, labels=labels))
-    shown = build_inference_model(cfg, plain) if views else plain
+    shown = build_inference_model(cfg, plain) if views and not embeddings else plain
     device_type = next(plain.parameters()).device.type
     with ready_for(cfg, plain, entry) as choice, evaluating(shown), torch.no_grad():
         on_ready(choice)
@@ -92,7 +94,7 @@ def run_over(
             for _ in range(min(_CHUNK, len(batches) - start)):
                 samples = next(rest)
                 with torch.autocast(device_type, dtype=amp_dtype) if amp_dtype else nullcontext():
-                    outputs = shown(samples)
+                    outputs = plain.embed(samples) if embeddings else shown(samples)
                 evaluator.process(samples, outputs)
                 progress.one_more()
         leave_if_asked()

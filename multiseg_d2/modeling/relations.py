@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +14,13 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
+from torch import nn
 
 from ..class_relations import THRESHOLD, ClassResponses, no_relations, relations_text, taxonomy_relations
 from ..label_space import IGNORE
 from ..unified import NO_CLASS
 from .catalog import catalog_space, class_meanings
+from .class_means import ClassMeans
 
 if TYPE_CHECKING:
     from .heads.unified import UnifiedHead
@@ -81,22 +82,22 @@ class RelationSource:
 
         Args:
             head: whose scores are averaged.
-            run_over: ``run_over(entry, evaluator, labels=True, views=False)``.
+            run_over: ``run_over(entry, evaluator, labels=True, embeddings=True)``.
         """
         if not head.cosine_scale:
             logger.warning("relations are measured with a linear classifier: their threshold is one of cosines")
         union, scale = head.union, head.cosine_scale or 1.0
-        responses, pixels = {}, {}
-        with _scoring_union(head):
-            for entry in self.entries:
-                dataset = catalog_space(entry)[0]
-                table = union.tables[dataset]
-                sums, counts = run_over(entry, MeanResponses(table, union.size), labels=True, views=False)["responses"]
-                responses[dataset] = responses.get(dataset, 0) + sums / scale
-                pixels[dataset] = pixels.get(dataset, 0) + counts
-        means = {d: responses[d] / np.maximum(pixels[d], 1)[:, None] for d in responses}
+        sums = {d: np.zeros((union.size, union.size)) for d in union.datasets}
+        pixels = {d: np.zeros(union.size, np.int64) for d in union.datasets}
+        for entry in self.entries:
+            dataset = catalog_space(entry)[0]
+            evaluator = MeanResponses(head.classifier, union.tables[dataset], union.size)
+            means, counts = run_over(entry, evaluator, labels=True, embeddings=True)["responses"]
+            sums[dataset] += np.nan_to_num(means) * counts[:, None] / scale
+            pixels[dataset] += counts
+        responses = {d: sums[d] / np.maximum(pixels[d], 1)[:, None] for d in sums}
         present = dict(zip(union.datasets, union.present))
-        measured = ClassResponses(union.names, present, means, pixels, self.threshold)
+        measured = ClassResponses(union.names, present, responses, pixels, self.threshold)
         if self.folder and comm.is_main_process():
             measured.save(os.path.join(self.folder, STATISTICS_FILE))
         return measured
@@ -113,45 +114,37 @@ class RelationSource:
 
 
 class MeanResponses(DatasetEvaluator):
-    """Sums the scores of all classes of a union over the labelled pixels of each class.
+    """Means of the scores of all classes of a union over the labelled pixels of each class.
 
     Args:
+        classifier: (N, D, h, w) embeddings -> (N, U, h, w) scores.
         table: (C,) local id -> union id.
         size: U.
     """
 
-    def __init__(self, table: np.ndarray, size: int) -> None:
-        self._table = np.full(IGNORE + 1, NO_CLASS, np.int64)
-        self._table[: len(table)] = table
-        self._size = size
+    def __init__(self, classifier: nn.Module, table: np.ndarray, size: int) -> None:
+        self._classifier, self._size = classifier, size
+        self._table = torch.full((IGNORE + 1,), NO_CLASS)
+        self._table[: len(table)] = torch.from_numpy(table.astype(np.int64))
         self.reset()
 
     def reset(self) -> None:
         """Forgets everything."""
-        self._sums = torch.zeros(self._size, self._size, dtype=torch.float64)
-        self._counts = torch.zeros(self._size, dtype=torch.int64)
+        self._means = ClassMeans(self._size, self._size)
 
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
-        """Adds samples with ``sem_seg`` (H, W) local ids and their (U, H, W) scores."""
+        """Adds samples with ``sem_seg`` (H, W) local ids and what ``MultiDatasetSegmentor.embed`` says of them."""
         for sample, output in zip(inputs, outputs, strict=True):
-            scores = output["sem_seg"].flatten(1)  # (U, P)
-            target = torch.from_numpy(self._table[np.asarray(sample["sem_seg"])]).flatten().to(scores.device)  # (P,)
-            for u in target.unique().tolist():
-                if u != NO_CLASS:
-                    chosen = target == u
-                    self._sums[u] += scores[:, chosen].double().sum(1).cpu()
-                    self._counts[u] += int(chosen.sum())
+            labels = torch.as_tensor(sample["sem_seg"])
+            scores = self._classifier(output["embedding"][None])  # (1, U, h, w)
+            # Labels have the size of the file, embeddings that of what the network was shown.
+            covers = [
+                round(pixels * full / shown)
+                for pixels, full, shown in zip(output["covers"], labels.shape, sample["image"].shape[-2:])
+            ]
+            self._means.add(scores, self._table[labels.long()][None], covers)
 
     def evaluate(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """``{"responses": ((U, U) sums, (U,) pixels)}`` over all processes."""
-        parts = comm.all_gather((self._sums.numpy(), self._counts.numpy()))
-        return {"responses": (sum(part[0] for part in parts), sum(part[1] for part in parts))}
-
-
-@contextmanager
-def _scoring_union(head: UnifiedHead):
-    head.scoring_union(True)
-    try:
-        yield
-    finally:
-        head.scoring_union(False)
+        """``{"responses": ((U, U) means, NaN without pixels, (U,) pixels)}`` over all processes."""
+        means, counts = self._means.means()
+        return {"responses": (means.cpu().numpy(), counts.cpu().numpy())}

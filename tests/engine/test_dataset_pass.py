@@ -114,3 +114,24 @@ def test_a_second_sigterm_on_the_way_out_does_not_matter(start, tmp_path):
     assert run.wait() == [EXIT_STOPPED], run.text()
     assert [p.name for p in (tmp_path / "out").glob("*.pth")] == ["model_0000002.pth"]
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL  # here nothing was changed
+
+
+class LabelsAndEmbeddings(DatasetEvaluator):
+    def reset(self):
+        self.shapes = []
+
+    def process(self, inputs, outputs):
+        for sample, output in zip(inputs, outputs):
+            assert sample["sem_seg"].shape == (sample["height"], sample["width"])
+            self.shapes.append((output["embedding"].shape[0], sample["sem_seg"].dtype))
+
+    def evaluate(self):
+        return {"shapes": self.shapes}
+
+
+def test_a_pass_may_give_labels_and_embeddings(tiny_cfg):
+    """What a head measures before the first step: nothing of `modeling` can read labels."""
+    cfg = tiny_cfg()
+    model = build_model(cfg)
+    shapes = run_over(cfg, model, "tiny_a_val", LabelsAndEmbeddings(), labels=True, embeddings=True)["shapes"]
+    assert shapes == [(model.sem_seg_head.trunk.out_channels, torch.uint8)] * 5

@@ -89,7 +89,6 @@ class UnifiedHead(Head):
             unrelated = np.stack([no_relations(row) for row in self.union.present])
             self.register_buffer("relations", torch.from_numpy(unrelated))  # (K, U, U) int8
         self._columns: dict[tuple, list[list[int]]] = {}
-        self._scores_union = False
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
@@ -143,8 +142,6 @@ class UnifiedHead(Head):
             UnknownLabelSpaceError: the union names none of its classes.
         """
         scores = self.classifier(self.trunk(features))  # (N, U, h, w)
-        if self._scores_union:
-            return scores
         columns = self._columns_of(space)
         never = scores.amin(1) - _NEVER
         return torch.stack([scores[:, ids].amax(1) if ids else never for ids in columns], 1)
@@ -152,10 +149,6 @@ class UnifiedHead(Head):
     def unnameable(self, space: LabelSpace) -> tuple[str, ...]:
         """Classes of a label space that no class of the union names."""
         return tuple(space.classes[c] for c in self.union.columns_of(space)[1])
-
-    def scoring_union(self, active: bool) -> None:
-        """While active, :meth:`logits` gives the (N, U, h, w) scores of the union, whatever space is asked for."""
-        self._scores_union = active
 
     def _columns_of(self, space: LabelSpace) -> list[list[int]]:
         key = (space.name, space.classes)

@@ -206,38 +206,36 @@ def test_cosine_classifier_equals_cosines():
 # ---- relations ----
 
 
-def measured(head, datasets, seed=0):
+def measured(head, seed=0):
     """`run_over` over made-up samples, and the mean responses by a loop over their pixels."""
     generator = torch.Generator().manual_seed(seed)
-    samples = {d: [torch.randint(0, 6, (2,), generator=generator) for _ in range(3)] for d in datasets}
-    sums = {d: np.zeros((6, 6)) for d in datasets}
-    counts = {d: np.zeros(6) for d in datasets}
-    data = {}
-    for d in datasets:
+    data, means, counts = {}, {}, {}
+    for d in SPACES:
+        sums, counts[d] = np.zeros((6, 6)), np.zeros(6)
         data[d] = []
-        for _ in samples[d]:
-            features = torch.randn(1, 6, *SIZE, generator=generator)
-            labels = torch.randint(0, SPACES[d].num_classes, SIZE, generator=generator)
+        for _ in range(3):
+            embedding = torch.randn(1, 6, SIZE[0] // 2, SIZE[1] // 2, generator=generator)
+            labels = torch.randint(0, SPACES[d].num_classes, SIZE, generator=generator, dtype=torch.uint8)
             labels[0] = 255
-            data[d].append((features, labels))
-            scores = head.classifier(features)[0].detach()
+            data[d].append((embedding, labels))
+            scores = F.interpolate(head.classifier(embedding), size=SIZE, mode="bilinear", align_corners=False)
             for y, x in np.ndindex(*SIZE):
                 if labels[y, x] != 255:
                     u = ORDER.index(SPACES[d].classes[int(labels[y, x])])
-                    sums[d][u] += scores[:, y, x].numpy() / head.cosine_scale
+                    sums[u] += scores[0, :, y, x].detach().numpy() / head.cosine_scale
                     counts[d][u] += 1
+        means[d] = sums / np.maximum(counts[d], 1)[:, None]
 
-    def run_over(entry, evaluator, labels, views):
-        assert labels and not views
-        dataset = entry.removesuffix("_train")
+    def run_over(entry, evaluator, labels, embeddings):
+        assert labels and embeddings
         evaluator.reset()
-        for features, target in data[dataset]:
-            evaluator.process(
-                [{"sem_seg": target}], [{"sem_seg": head.logits({"x": features}, SPACES[dataset])[0].detach()}]
-            )
+        with torch.no_grad():
+            for embedding, target in data[entry.removesuffix("_train")]:
+                sample = {"sem_seg": target, "image": torch.zeros(3, *SIZE)}
+                evaluator.process([sample], [{"embedding": embedding[0], "covers": SIZE}])
         return evaluator.evaluate()
 
-    return run_over, {d: sums[d] / np.maximum(counts[d], 1)[:, None] for d in datasets}, counts
+    return run_over, means, counts
 
 
 @pytest.fixture
@@ -254,7 +252,7 @@ def test_relations_are_measured_before_the_first_step(entries, tmp_path, caplog)
     head = make_head("relational_bce", cosine_scale=20.0, relations=source)
     before = head.relations.clone()
     assert before[0].tolist() == no_relations(head.union.present[0]).tolist()
-    run_over, means, counts = measured(head, SPACES)
+    run_over, means, counts = measured(head)
     with caplog.at_level(logging.INFO):
         head.prepare(run_over)
     for k, d in enumerate(head.datasets):
@@ -272,7 +270,7 @@ def test_relations_are_measured_before_the_first_step(entries, tmp_path, caplog)
 
 def test_relations_from_a_file(entries, tmp_path):
     head = make_head("relational_bce", cosine_scale=20.0, relations=RelationSource("", entries, folder=str(tmp_path)))
-    head.prepare(measured(head, SPACES)[0])
+    head.prepare(measured(head)[0])
     path = str(tmp_path / "class_responses.npz")
     again = make_head("relational_bce", cosine_scale=20.0, relations=RelationSource(path))
     again.prepare(None)
@@ -307,8 +305,13 @@ def test_no_relations_train_like_the_null_loss():
 
 
 def test_mean_responses_ignore_what_has_no_class():
-    evaluator = MeanResponses(np.array([0, -1]), 2)
+    """Labels may be larger than what the network was shown, and classes may have no place in the union."""
+    evaluator = MeanResponses(nn.Identity(), np.array([0, -1]), 2)
     scores = torch.arange(8.0).view(2, 2, 2)
-    evaluator.process([{"sem_seg": torch.tensor([[0, 1], [255, 0]])}], [{"sem_seg": scores}])
-    sums, counts = evaluator.evaluate()["responses"]
-    assert sums.tolist() == [[3, 11], [0, 0]] and counts.tolist() == [2, 0]
+    labels = torch.tensor([[0, 1], [255, 0]], dtype=torch.uint8).repeat_interleave(4, 0).repeat_interleave(4, 1)
+    sample = {"sem_seg": labels, "image": torch.zeros(3, 2, 2)}
+    evaluator.process([sample], [{"embedding": scores, "covers": (2, 2)}])
+    means, counts = evaluator.evaluate()["responses"]
+    full = F.interpolate(scores[None], size=(8, 8), mode="bilinear", align_corners=False)[0]
+    torch.testing.assert_close(torch.from_numpy(means[0]), full[:, labels == 0].double().mean(1))
+    assert np.isnan(means[1]).all() and counts.tolist() == [32, 0]
