@@ -8,11 +8,14 @@ scores come from confusion matrices alone, so evaluation stays streaming. What t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from detectron2.data.catalog import Metadata
 from PIL import Image
 
+from ..data.files import data_root
 from . import confusion
 
 __all__ = ["OFFICIAL_RULES", "OfficialRule", "build_rule", "rule_of"]
@@ -128,9 +131,44 @@ class KittiRule(OfficialRule):
 
 
 class WildDashRule(OfficialRule):
-    """WildDash's "classic" IoU, Cityscapes style. The benchmark's script is not public."""
+    """WildDash's "classic" IoU, Cityscapes style, with its rule for negative images. Its script is not public.
+
+    Negative images lie outside what a driving system is made for. On them *void* is right wherever the best-effort
+    class is, by what public texts say of the rule; everywhere else it is an error. No public list says which images
+    these are: their ids, one per line, in ``<data root>/wilddash2/negative.txt``. Without that file there are none.
+    """
 
     title = "WildDash classic (script not public)"
+    extra_matrices = ("lenient", "negative")
+    #: Below the data root.
+    LIST = "wilddash2/negative.txt"
+
+    @cached_property
+    def negative(self) -> frozenset[str]:
+        """Ids of the negative images."""
+        path = Path(data_root(), self.LIST)
+        return frozenset(path.read_text().split()) if path.is_file() else frozenset()
+
+    def count(
+        self, sample: Mapping, prediction: np.ndarray, ground_truth: np.ndarray, matrix: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        if str(sample.get("image_id")) not in self.negative:
+            return {"lenient": matrix, "negative": np.zeros_like(matrix)}
+        lenient = matrix.copy()
+        lenient[np.diag_indices(len(matrix))] += matrix[:, -1]  # what was predicted void is right
+        lenient[:, -1] = 0
+        return {"lenient": lenient, "negative": lenient}
+
+    def scored_matrix(self, matrices: Mapping[str, np.ndarray]) -> np.ndarray:
+        return matrices["lenient"]
+
+    def score(self, matrices: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """As :meth:`OfficialRule.score`, and ``negative_mIoU``, that of the negative images, where there are any."""
+        scores = super().score(matrices)
+        if matrices["negative"].any():
+            iou = self.class_iou(matrices["negative"])
+            scores["negative_mIoU"] = self.mean_iou(iou, matrices["negative"])
+        return scores
 
 
 class BddRule(OfficialRule):

@@ -260,3 +260,23 @@ def test_every_packaged_dataset_can_be_scored_by_its_rule(catalog):
     assert 0 < scores["mIoU"] < 1
     for grouping in rule.groupings:
         assert scores["mIoU"] != scores[f"{grouping}_mIoU"] > 0
+
+
+def test_void_is_right_on_negative_images_of_wilddash(tmp_path, monkeypatch):
+    """Only on those of the user's list; a wrong class is an error on them, too."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    (tmp_path / "wilddash2").mkdir()
+    (tmp_path / "wilddash2" / "negative.txt").write_text("aa01_100000\nbb02_100001\n")
+    truth = np.array([[0, 0, 1, 1]], np.uint8)
+    prediction = np.array([[0, 255, 255, 0]], np.uint8)
+    matrix = confusion.count(prediction, truth, 2)
+    found = {}
+    for image_id in ("aa01_100000", "cc03_100000"):
+        rule = build_rule("wilddash2", ("road", "sky"), {})
+        counts = rule.count({"image_id": image_id}, prediction, truth, matrix)
+        found[image_id] = rule.score({"plain": matrix, **counts})
+    # negative: road 2 right, 1 taken for it, sky 1 of 2; else road 1 of 2 and 1 taken for it, sky 0 of 2
+    assert found["aa01_100000"]["mIoU"] == found["aa01_100000"]["negative_mIoU"] == pytest.approx((2 / 3 + 1 / 2) / 2)
+    assert found["cc03_100000"]["mIoU"] == pytest.approx((1 / 3 + 0) / 2)
+    assert "negative_mIoU" not in found["cc03_100000"]
+    assert matrix.tolist() == [[1, 0, 1], [1, 0, 1]]  # the plain counts stay
