@@ -89,6 +89,7 @@ class TrainStep:
         self.last_batch: list[Sample] = []
         self._batches: Iterator[list[Sample]] | None = None
         self._unlabelled_batches: dict[str, int] = {}
+        self._all_used = False  # whether that was looked at
         self._skipped = 0  # steps in a row, by the scaler
 
     def run(self, step: int, wants_stop: Callable[[], bool] = lambda: False) -> bool:
@@ -143,7 +144,23 @@ class TrainStep:
         return {name: loss.detach() for name, loss in losses.items()}
 
     def _fused(self, samples: list[Sample]) -> Losses:
-        return self._backward_pass(self.model, samples)
+        losses = self._backward_pass(self.model, samples)
+        if not self._all_used:
+            self._check_all_used()
+        return losses
+
+    def _check_all_used(self) -> None:
+        """Once, after the first pass: otherwise the second one ends with an error that names nothing."""
+        self._all_used = True
+        needed = isinstance(self.model, nn.parallel.DistributedDataParallel) and not self.model.find_unused_parameters
+        named = unwrapped(self.model).named_parameters() if needed else ()
+        if unused := [name for name, p in named if p.requires_grad and p.grad is None]:
+            shown = ", ".join(unused[:10]) + (f", ... ({len(unused) - 10} more)" if len(unused) > 10 else "")
+            raise RuntimeError(
+                f"no loss depends on {len(unused)} trainable parameters: {shown}. A fused step of several processes "
+                "needs a gradient of each. Build the model without them (MODEL.RESNETS.OUT_FEATURES, "
+                "MODEL.SEM_SEG_HEAD.IN_FEATURES), freeze them, or set SOLVER.STEP_MODE to sequential, which needs none"
+            )
 
     def _in_passes(self, samples: list[Sample]) -> Losses:
         """One pass after another; gradients add up, and are averaged over the processes at the end."""

@@ -151,6 +151,18 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step(start, tiny_train, 
     assert_same(final_state(tmp_path / "whole")["model"], final_state(out)["model"])  # norms not synchronised, dropout
 
 
+def test_parameters_without_a_gradient_are_named_at_the_first_step(start, tiny_train):
+    keys = [*FPN[:2], "MODEL.SEM_SEG_HEAD.IN_FEATURES", "['res4']", "MODEL.SEM_SEG_HEAD.AUX_LOSS_WEIGHT", "0.0"]
+    keys += ["SOLVER.IMS_PER_BATCH", "4", "SOLVER.MAX_ITER", "3"]
+    run = start(*keys, processes=2)
+    assert run.wait() == [1, 1], run.text()
+    for log in run.logs:
+        assert "no loss depends on" in log.read_text() and "backbone.res5.0.weight" in log.read_text()
+    remedy = start(*keys, "SOLVER.STEP_MODE", "sequential", processes=2, out="sequential")
+    assert remedy.wait() == [0, 0], remedy.text()
+    tiny_train(*keys, out="one")  # a single process needs no remedy
+
+
 def test_another_number_of_processes_is_refused(start, tiny_train):
     tiny_train("SOLVER.IMS_PER_BATCH", "4", "SOLVER.MAX_ITER", "1")
     run = start("--resume", "SOLVER.IMS_PER_BATCH", "4", processes=2)
