@@ -29,7 +29,16 @@ def test_gta5_files(script, tmp_path, capsys):
         ids = np.full((height, width), 7, np.uint8)
         ids[0], ids[1], ids[2] = 34, 26, 0  # licence plate, car, unlabeled
         indexed(tmp_path / f"gta5/labels/{number:05d}.png", ids)
-    arguments = ["gta5", "--root", str(tmp_path), "--workers", "1", "--part", "--json", str(tmp_path / "report.json")]
+    arguments = [
+        "gta5_train",
+        "--root",
+        str(tmp_path),
+        "--workers",
+        "1",
+        "--part",
+        "--json",
+        str(tmp_path / "report.json"),
+    ]
     assert script("check").main(arguments) == 0, capsys.readouterr().out
     report = json.loads((tmp_path / "report.json").read_text())["splits"]["gta5_train"]
     assert {n: c for n, c in report["class_pixels"].items() if c} == {"road": 2 * 7 * 19 + 9 * 18, "car": 19 * 2 + 18}
