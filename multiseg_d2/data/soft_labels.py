@@ -24,7 +24,7 @@ from ..label_space import IGNORE
 from .augment import CropWindow, RotatedWindow
 from .decode import BadFileError, SizeMismatchError
 
-__all__ = ["SoftLabel", "read_soft_label", "write_soft_label"]
+__all__ = ["SoftLabel", "encode_soft_label", "read_soft_label", "write_soft_label"]
 
 _ONE = 65535
 
@@ -79,10 +79,21 @@ class SoftLabel:
 def write_soft_label(
     path: str | Path, shares: np.ndarray, confidence: np.ndarray | None = None, keep: int | None = None
 ) -> None:
-    """Writes shares of the classes, whole or not at all.
+    """Writes the file that :func:`encode_soft_label` makes, whole or not at all.
+
+    Raises:
+        ValueError: shapes or values are not of its form.
+    """
+    try:
+        write_atomically(path, encode_soft_label(shares, confidence, keep))
+    except ValueError as problem:
+        raise ValueError(f"{path}: {problem}") from None
+
+
+def encode_soft_label(shares: np.ndarray, confidence: np.ndarray | None = None, keep: int | None = None) -> bytes:
+    """Shares of the classes as the content of a file, by custom with the suffix ``.npz``.
 
     Args:
-        path: of the file, by custom with the suffix ``.npz``.
         shares: (C, H, W) in [0, 1], at most 254 classes.
         confidence: (H, W) in [0, 1].
         keep: how many classes per pixel are written, those with the largest shares; None = all.
@@ -93,10 +104,10 @@ def write_soft_label(
     shares = np.asarray(shares)
     for name, values in (("shares", shares), ("confidence", confidence)):
         if values is not None and not (np.min(values) >= 0 and np.max(values) <= 1):
-            raise ValueError(f"{path}: {name} must lie in [0, 1]")
+            raise ValueError(f"{name} must lie in [0, 1]")
     fits = confidence is None or np.shape(confidence) == shares.shape[1:]
     if shares.ndim != 3 or not 1 <= len(shares) < IGNORE or not fits:
-        raise ValueError(f"{path}: shares must be (C, H, W) with C <= 254, and confidence (H, W)")
+        raise ValueError("shares must be (C, H, W) with C <= 254, and confidence (H, W)")
     order = np.argsort(-shares, axis=0, kind="stable")[:keep]  # (M, H, W)
     kept = np.rint(np.take_along_axis(shares, order, axis=0).astype(np.float64) * _ONE).astype(np.uint16)
     arrays = {
@@ -108,7 +119,7 @@ def write_soft_label(
         arrays["confidence"] = np.rint(np.asarray(confidence, np.float64) * _ONE).astype(np.uint16)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
-    write_atomically(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def read_soft_label(path: str, height: int, width: int, num_classes: int = 0) -> SoftLabel:

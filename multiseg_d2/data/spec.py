@@ -71,6 +71,7 @@ class SplitSpec:
         name: ``"train"``, ``"val"``, ...
         images: patterns with one ``{id}`` each, below the data root or absolute.
         labels: patterns of the label files; empty where there are none.
+        soft_labels: pattern of files of soft labels beside them, see ``data/soft_labels.py``.
         ids: the ids of the split, a file that lists them (one per line), or None for every file that matches.
         annotation_file: JSON of encoding ``panoptic`` and of box and tag annotations.
         annotation: ``"pixel"``, ``"box"``, ``"tag"`` or ``"none"``.
@@ -82,6 +83,7 @@ class SplitSpec:
     name: str
     images: tuple[str, ...]
     labels: tuple[str, ...] = ()
+    soft_labels: tuple[str, ...] = ()
     ids: tuple[str, ...] | str | None = None
     annotation_file: str = ""
     annotation: str = "pixel"
@@ -233,7 +235,9 @@ class DatasetSpec:
             key = f"splits.{name}"
             if split.annotation not in ANNOTATIONS:
                 continue
-            for pattern in (*split.images, *split.labels):
+            if len(split.soft_labels) > 1:
+                yield f"{key}.soft_labels", "give one pattern"
+            for pattern in (*split.images, *split.labels, *split.soft_labels):
                 if pattern.count("{id}") != 1 or re.search(r"[{}]", pattern.replace("{id}", "")):
                     yield key, f"pattern {pattern!r} must hold {{id}} exactly once, and no other braces"
             if bool(split.labels) != (split.annotation == "pixel"):
@@ -421,7 +425,7 @@ _CLASS = fields_of(
 )
 _SPLIT = fields_of(
     {
-        **dict.fromkeys(("images", "labels"), list_of(_path, single=str)),
+        **dict.fromkeys(("images", "labels", "soft_labels"), list_of(_path, single=str)),
         "ids": _ids,
         "annotation_file": _path,
         "annotation": text,

@@ -24,6 +24,7 @@ from ..checkpoint import AtomicCheckpointer, load_weights
 from ..checkpoint.file import check_plain, write_checkpoint
 from ..checkpoint.resume import ResumeError, check_parameter_names, check_sizes, log_config_changes, run_facts
 from ..data import loader
+from ..data.mapper import Centre, TrainMapper
 from ..evaluation import build_evaluator, with_means, write_report
 from .dataset_pass import PassLoader, run_over
 from .ema import EMAHook
@@ -66,6 +67,8 @@ class Trainer(DefaultTrainer):
         training_data: (entries of the catalog, step from which the data order counts); see :meth:`use_training_data`.
         ema: the averaged weights, None where ``MODEL.EMA_DECAY`` is 0.
         evaluations: how many this process has done.
+        crop_centre: where training crops are centred (``TrainMapper``'s ``centre``), None for random crops; set by
+            hooks before :meth:`use_training_data`.
         evaluation_wanted: set by a hook in ``after_step``: evaluate, and save, after this step as well.
     """
 
@@ -83,6 +86,7 @@ class Trainer(DefaultTrainer):
         self.ema = EMAHook(cfg.MODEL.EMA_DECAY) if cfg.MODEL.EMA_DECAY > 0 else None
         self.evaluations = 0
         self.evaluation_wanted = False
+        self.crop_centre: Centre | None = None
 
         seed_step(self.cfg.SEED, 0, rank=0)  # all processes start from the same weights
         model = self.build_model(self.cfg)
@@ -127,10 +131,16 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(
-        cls, cfg: CfgNode, start_step: int = 0, entries: Sequence[str] | None = None, origin: int = 0
+        cls,
+        cfg: CfgNode,
+        start_step: int = 0,
+        entries: Sequence[str] | None = None,
+        origin: int = 0,
+        centre: Centre | None = None,
     ) -> Iterable[list[dict]]:
         """This process's batches for ``start_step``, the next step, and so on; see :meth:`use_training_data`."""
-        return loader.build_train_loader(cfg, start_step, entries=entries, origin=origin)
+        mapper = None if centre is None else TrainMapper(cfg, entries=entries, centre=centre)
+        return loader.build_train_loader(cfg, start_step, mapper=mapper, entries=entries, origin=origin)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> PassLoader:
@@ -220,7 +230,8 @@ class Trainer(DefaultTrainer):
         if self.training_data == (tuple(self.cfg.DATASETS.TRAIN), 0):
             made = self.build_train_loader(self.cfg, step)
         else:
-            made = self.build_train_loader(self.cfg, step, entries=entries, origin=origin)
+            centred = {} if self.crop_centre is None else {"centre": self.crop_centre}
+            made = self.build_train_loader(self.cfg, step, entries=entries, origin=origin, **centred)
         if hasattr(made, "schedule"):  # the order of the data depends on the sizes, which only the loader knows
             sizes = dict(zip(entries, made.schedule.sizes))
             goes_on = step == self.start_iter > 0 and origin == self._saved_origin

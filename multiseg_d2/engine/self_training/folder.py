@@ -62,25 +62,30 @@ class PseudoLabels:
         comm.synchronize()
         return self.partial
 
-    def finish(self, facts: Mapping[str, Any], classes: Sequence[Mapping[str, Any]], images: Sequence[str]) -> None:
+    def finish(
+        self, facts: Mapping[str, Any], classes: Sequence[Mapping[str, Any]], images: Sequence[str], soft: bool
+    ) -> None:
         """Adds spec and manifest and renames the folder into place, on the main process.
 
         Args:
             facts: what the manifest says, plain values; ``files`` among them.
             classes: name, colour and ``covers`` of the classes that the label files number, in order.
             images: ids of the labelled images.
+            soft: whether there are soft labels beside the label maps.
         """
         if comm.is_main_process():
-            write_atomically(self.partial / _SPEC, yaml.safe_dump(self._spec(classes, images), sort_keys=False))
+            write_atomically(self.partial / _SPEC, yaml.safe_dump(self._spec(classes, images, soft), sort_keys=False))
             write_atomically(self.partial / _MANIFEST, json.dumps({**facts, "target": self.target}, indent=1))
             shutil.rmtree(self.folder, ignore_errors=True)
             os.replace(self.partial, self.folder)
         comm.synchronize()
 
-    def _spec(self, classes: Sequence[Mapping[str, Any]], images: Sequence[str]) -> dict[str, Any]:
+    def _spec(self, classes: Sequence[Mapping[str, Any]], images: Sequence[str], soft: bool) -> dict[str, Any]:
         metadata = MetadataCatalog.get(self.target)
         split = metadata.spec.splits[metadata.split]
         train = {"images": list(split.images), "labels": "./labels/{id}.png", "ids": list(images)}
+        if soft:
+            train["soft_labels"] = "./soft/{id}.npz"
         return {
             "name": self.name,
             "dataset": metadata.dataset,

@@ -23,6 +23,7 @@ from ..ranks import unwrapped
 from .data import check_target_is_not_scored, first_images, most_confident, source_and_target
 from .folder import PseudoLabelError, PseudoLabels
 from .labelling import ConfidenceCollector, LabelWriter, all_sum
+from .mining import MiningRule
 from .plots import write_round_plots
 from .priors import NO_PRIOR, load_prior
 from .rounds import Portion, RoundPlan
@@ -64,8 +65,8 @@ class SelfTrainingHook(HookBase):
         keys = cfg.SELF_TRAINING
         if keys.POLICY not in POLICIES:
             raise ValueError(f"SELF_TRAINING.POLICY is {keys.POLICY!r}: rounds know {', '.join(POLICIES)}")
-        if keys.REGULARIZER[0] not in ("none", *REGULARIZERS):
-            known = ", ".join(("none", *REGULARIZERS))
+        if keys.REGULARIZER[0] not in ("none", "lrent", *REGULARIZERS):
+            known = ", ".join(("none", "lrent", *REGULARIZERS))
             raise ValueError(f"SELF_TRAINING.REGULARIZER is {tuple(keys.REGULARIZER)}: its name is one of {known}")
         if keys.POLICY == "spatial_prior" and not keys.PRIOR:
             raise ValueError(NO_PRIOR)
@@ -78,6 +79,8 @@ class SelfTrainingHook(HookBase):
         )
         self.images = Portion.of("SELF_TRAINING.TARGET_PORTION", keys.TARGET_PORTION)
         self.root = Path(cfg.OUTPUT_DIR, _FOLDER)
+        self.alpha = float(keys.REGULARIZER[1]) if keys.REGULARIZER[0] == "lrent" else 0.0
+        self.mining = MiningRule.of("SELF_TRAINING.MINING", keys.MINING)
         self.source, self.target = source_and_target(cfg)
         self._pseudo: frozenset[str] = frozenset(
             labels.entry for number in range(keys.ROUNDS) for labels in self._labels(number)
@@ -103,6 +106,7 @@ class SelfTrainingHook(HookBase):
                 )
             labels.check_files()
             labels.register()
+        self._mine(number)
 
     def before_step(self) -> None:
         """Begins a round where the step is its first."""
@@ -113,6 +117,11 @@ class SelfTrainingHook(HookBase):
         """Evaluates and saves after the last step of a round; the trainer itself does so after the last round."""
         if self.plan.ends_round(self.trainer.iter) and self.trainer.iter + 1 < self.trainer.max_iter:
             self.trainer.evaluation_wanted = True
+
+    def after_train(self) -> None:
+        """Draws the rounds with the last score."""
+        if self.trainer.iter >= self.trainer.max_iter:
+            write_round_plots(self.root, self.target)
 
     def _mark(self, samples: list[dict]) -> list[dict]:
         """Says which samples have pseudo-labels: the loss may regularise these."""
@@ -132,6 +141,7 @@ class SelfTrainingHook(HookBase):
                 logger.info("round %d: the labels of %s are there", number, labels.target)
             labelled.append(labels.register())
         write_round_plots(self.root, self.target)
+        self._mine(number)
         self.trainer.use_training_data(self._entries(number, labelled), self.plan.origin(number))
 
     def _label(self, labels: PseudoLabels, number: int, weights: str) -> None:
@@ -150,7 +160,7 @@ class SelfTrainingHook(HookBase):
                 found = score(ConfidenceCollector(samples, activation, prior))
                 thresholds = samples.thresholds(portion, POLICIES[self.cfg.SELF_TRAINING.POLICY])
                 chosen = most_confident(found["images"], self.images.of_round(number))
-                written = score(LabelWriter(folder, thresholds, activation, prior, chosen))
+                written = score(LabelWriter(folder, thresholds, activation, prior, self.alpha, chosen))
         finally:
             samples.close()
         _report(number, labels, space.classes, thresholds, found["predicted"], written)
@@ -167,7 +177,12 @@ class SelfTrainingHook(HookBase):
             "files": written["files"],
         }
         spec = metadata.spec if metadata.label_space.name == space.name else None
-        labels.finish(facts, _classes(space, spec), chosen)
+        labels.finish(facts, _classes(space, spec), chosen, soft=self.alpha > 0)
+
+    def _mine(self, number: int) -> None:
+        """Centres crops on the classes that are rare in this round's predictions."""
+        predicted = [list(labels.manifest()["predicted_pixels"].values()) for labels in self._labels(number)]
+        self.trainer.crop_centre = self.mining.crops(np.sum(predicted, axis=0))
 
     def _settings(self, number: int) -> dict[str, Any]:
         """What labels depend on beside the weights."""
@@ -176,6 +191,7 @@ class SelfTrainingHook(HookBase):
             "policy": keys.POLICY,
             "portion": self.plan.target.of_round(number),
             "images": self.images.of_round(number),
+            "lrent_alpha": self.alpha,
             "views": [list(self.cfg.TEST.AUG.SCALES), self.cfg.TEST.AUG.FLIP] if self.cfg.TEST.AUG.ENABLED else [],
         }
 

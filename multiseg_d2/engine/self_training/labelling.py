@@ -15,13 +15,17 @@ from detectron2.utils import comm
 from torch import Tensor
 
 from ...atomic_file import write_atomically
-from .selection import hard_labels
+from ...data.soft_labels import encode_soft_label
+from ...label_space import IGNORE
+from .selection import hard_labels, soft_labels
 from .thresholds import ConfidenceSamples
 
 __all__ = ["ConfidenceCollector", "LabelWriter", "all_sum", "probabilities_of"]
 
 #: Rows of an image that are turned into labels at a time, so that memory holds the scores and little else.
 _ROWS = 64
+#: Classes per pixel that a soft label keeps: with LRENT's published alpha the others have shares below rounding.
+SOFT_CLASSES = 4
 
 
 def all_sum(counts: np.ndarray) -> np.ndarray:
@@ -102,13 +106,14 @@ class ConfidenceCollector(_Labeller):
 
 
 class LabelWriter(_Labeller):
-    """Second pass: writes ``labels/<image id>.png`` (local ids, 255 = not kept).
+    """Second pass: writes ``labels/<image id>.png`` (local ids, 255 = not kept), soft labels beside them.
 
     Args:
         folder: where the files go.
         thresholds: (C,) in (0, 1].
         activation: "softmax" or "sigmoid".
         prior: (C, H, W), or None.
+        alpha: strength of the entropy regulariser of the labels (LRENT), 0 for hard labels.
         images: ids of the images that get labels; None: all.
     """
 
@@ -118,11 +123,12 @@ class LabelWriter(_Labeller):
         thresholds: np.ndarray,
         activation: str = "softmax",
         prior: Tensor | None = None,
+        alpha: float = 0.0,
         images: Collection[str] | None = None,
     ) -> None:
         super().__init__(len(thresholds), activation, prior)
         self.images = None if images is None else frozenset(images)
-        self.folder = Path(folder)
+        self.folder, self.alpha = Path(folder), alpha
         self.thresholds = torch.from_numpy(np.asarray(thresholds, np.float32))
         self.reset()
 
@@ -138,13 +144,21 @@ class LabelWriter(_Labeller):
             if self.images is not None and sample["image_id"] not in self.images:
                 continue
             thresholds = self.thresholds.to(output["sem_seg"].device)
-            bands = [
-                hard_labels(probabilities, thresholds)[0].cpu() for _, probabilities in self.bands(output["sem_seg"])
-            ]
-            labels = torch.cat(bands).numpy()  # (H, W)
+            hard, soft = [], []
+            for _, probabilities in self.bands(output["sem_seg"]):
+                if self.alpha > 0:
+                    shares, labels = soft_labels(probabilities, thresholds, self.alpha)
+                    soft.append((shares * (labels != IGNORE).unsqueeze(1))[0].cpu())
+                else:
+                    labels = hard_labels(probabilities, thresholds)
+                hard.append(labels[0].cpu())
+            labels = torch.cat(hard).numpy()  # (H, W)
             self.kept += np.bincount(labels.ravel(), minlength=256)[: self.num_classes]
             self.pixels += labels.size
             self._write(f"labels/{sample['image_id']}.png", _png(labels))
+            if soft:
+                content = encode_soft_label(torch.cat(soft, dim=1).numpy(), keep=SOFT_CLASSES)
+                self._write(f"soft/{sample['image_id']}.npz", content)
 
     def evaluate(self) -> dict[str, Any]:
         """``kept``: (C,) pixels per class, ``pixels``: all, ``files``: name -> sha256; the same on all processes."""

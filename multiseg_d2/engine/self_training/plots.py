@@ -42,7 +42,10 @@ def write_round_plots(root: str | Path, targets: Sequence[str]) -> None:
     for target in targets:
         rounds = round_table(root, target)
         if rounds:
-            write_atomically(Path(root, f"{PseudoLabels(root, 0, target).slug}.png"), _plot(rounds, target))
+            scores = _scores(Path(root).parent / "metrics.json")
+            after = [step for step in scores if step >= rounds[-1]["step"]]
+            picture = _plot(rounds, scores[max(after)] if after else {}, target)
+            write_atomically(Path(root, f"{PseudoLabels(root, 0, target).slug}.png"), picture)
 
 
 def _scores(metrics: Path) -> dict[int, dict[str, float]]:
@@ -53,13 +56,13 @@ def _scores(metrics: Path) -> dict[int, dict[str, float]]:
             values = json.loads(line)
         except ValueError:  # the last line of a run that was killed
             continue
-        named = {name: value for name, value in values.items() if name.endswith("/mIoU")}
+        named = {name: value for name, value in values.items() if name.endswith("/sem_seg/mIoU")}
         if named:
             found.setdefault(values["iteration"], {}).update(named)
     return found
 
 
-def _plot(rounds: Sequence[dict[str, Any]], target: str) -> bytes:
+def _plot(rounds: Sequence[dict[str, Any]], last: dict[str, float], target: str) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # no global state, no display
     from matplotlib.figure import Figure
 
@@ -71,19 +74,20 @@ def _plot(rounds: Sequence[dict[str, Any]], target: str) -> bytes:
         style = {"color": f"C{i % 10}", "linestyle": ("-", "--", ":")[i // 10 % 3], "marker": ".", "label": name}
         left.plot(numbers, [r["thresholds"][name] for r in rounds], **style)
         middle.plot(numbers, [100 * r["kept_pixels"][name] / max(r["pixels"], 1) for r in rounds], **style)
-    for name in sorted({name for r in rounds for name in r["scores"]}):
+    for name in sorted({name for r in [*rounds, {"scores": last}] for name in r["scores"]}):
         points = [(r["round"], r["scores"][name]) for r in rounds if name in r["scores"]]
-        right.plot(*zip(*points), marker="o", label=name.removesuffix("/mIoU"))
+        points += [(len(rounds), last[name])] if name in last else []
+        right.plot(*zip(*points), marker="o", label=name.removesuffix("/sem_seg/mIoU"))
     left.set_title("threshold of each class")
     middle.set_title("pixels kept, % of all")
     middle.set_yscale("symlog", linthresh=0.1)
-    right.set_title("mIoU before the round")
+    right.set_title("mIoU before each round, and at the end")
     if right.lines:
         right.legend(fontsize="small")
     for axes in (left, middle, right):
         axes.set_xlabel("round")
         axes.set_xticks(numbers)
-    middle.legend(fontsize=6, ncols=2, loc="best")
+    middle.legend(fontsize=6, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.suptitle(f"Self-training on {target}")
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=110)

@@ -12,6 +12,7 @@ import pytest
 from detectron2.data import DatasetCatalog
 from run_state import assert_same, drawn, final_state
 
+from multiseg_d2.data.soft_labels import read_soft_label
 from multiseg_d2.engine import ConfigError
 from multiseg_d2.engine.self_training.folder import PseudoLabelError, PseudoLabels
 from multiseg_d2.engine.self_training.hook import CollapseError
@@ -185,3 +186,28 @@ def test_online_mixing_runs_and_resumes(tiny_train):
     (halves / "last_checkpoint").write_text("model_0000002.pth")
     tiny_train("--resume", *keys, out="halves")
     assert_same(final_state(whole), final_state(halves))
+
+
+def test_soft_labels_and_mined_crops_resume(tiny_train):
+    keys = [*KEYS, "SELF_TRAINING.REGULARIZER", "('lrent', 0.25)", "SELF_TRAINING.MINING", "(0.8, 0.4, 1)"]
+    keys += ["SOLVER.CHECKPOINT_PERIOD", "2"]
+    whole = tiny_train(*keys, out="lrent")
+    halves = tiny_train(*keys, out="halves")
+    (halves / "model_final.pth").unlink()
+    (halves / "last_checkpoint").write_text("model_0000003.pth")
+    tiny_train("--resume", *keys, out="halves")
+    assert_same(final_state(whole), final_state(halves))
+    labels = labels_of(whole, 0)
+    names = list(labels.manifest()["files"])
+    assert sum(name.startswith("soft/") for name in names) == 5
+    assert_that_soft_and_hard_agree(labels.folder, names)
+
+
+def assert_that_soft_and_hard_agree(folder, names):
+    for name in names:
+        if name.startswith("labels/"):
+            hard = cv2.imread(str(folder / name), cv2.IMREAD_UNCHANGED)
+            soft = read_soft_label(str(folder / name.replace("labels/", "soft/").replace(".png", ".npz")), *hard.shape)
+            assert ((soft.shares.sum(0) > 0) == (hard != 255)).all()
+            best = np.take_along_axis(soft.class_ids, soft.shares.argmax(0)[None], 0)[0]
+            assert (best[hard != 255] == hard[hard != 255]).all()
