@@ -117,6 +117,8 @@ def small(path: str, out: Path, *more: str) -> list[str]:
     )
     if all(name.startswith("toy_") for name in cfg.DATASETS.TRAIN):
         train, test, number = cfg.DATASETS.TRAIN, cfg.DATASETS.TEST, len(cfg.DATASETS.TRAIN)
+    elif cfg.SELF_TRAINING.ROUNDS > 0:
+        train, test = ["toy_day_train", "toy_evening_train"], ["toy_evening_val"]
     keys = {
         "DATASETS.SPECS": (),
         "DATASETS.TRAIN": tuple(train),
@@ -133,6 +135,7 @@ def small(path: str, out: Path, *more: str) -> list[str]:
         "MODEL.SEM_SEG_HEAD.CONVS_DIM": 32,
         "MODEL.SEM_SEG_HEAD.DATASET_LOSS_WEIGHTS": tuple(cfg.MODEL.SEM_SEG_HEAD.DATASET_LOSS_WEIGHTS)[:number],
         "SOLVER.IMS_PER_BATCH": 2 if cfg.DATALOADER.SCHEDULE == "alternation" else 4,
+        "SELF_TRAINING.ROUNDS": min(cfg.SELF_TRAINING.ROUNDS, 1),
         "SOLVER.MAX_ITER": 2,
         "SOLVER.CHECKPOINT_PERIOD": 1,
         "TEST.NUM_PICTURES": 0,

@@ -90,9 +90,10 @@ def _add_annotations(records: list[dict[str, Any]], found: Pairing, split: Split
         elif found.labels:
             for record in records:
                 record["sem_seg_file_name"] = found.labels[record["image_id"]]
-        for pattern in split.soft_labels:
+        if split.soft_labels:
             for record in records:
-                record["soft_label_file_name"] = os.path.join(root, pattern.replace("{id}", record["image_id"]))
+                name = split.soft_labels.replace("{id}", record["image_id"])
+                record["soft_label_file_name"] = os.path.join(root, name)
     except ValueError as problem:
         raise DatasetFilesError(f"{split.entry}: {problem}") from problem
     except (KeyError, TypeError, AttributeError) as problem:

@@ -71,11 +71,11 @@ class SplitSpec:
         name: ``"train"``, ``"val"``, ...
         images: patterns with one ``{id}`` each, below the data root or absolute.
         labels: patterns of the label files; empty where there are none.
-        soft_labels: pattern of files of soft labels beside them, see ``data/soft_labels.py``.
+        soft_labels: pattern of soft labels beside them.
         ids: the ids of the split, a file that lists them (one per line), or None for every file that matches.
         annotation_file: JSON of encoding ``panoptic`` and of box and tag annotations.
         annotation: ``"pixel"``, ``"box"``, ``"tag"`` or ``"none"``.
-        count: official number of images, None where there is no official one.
+        count: official number of images, or None.
         suffix: of the entry's name, for views: ``"[:30]"``.
         spec: the dataset that the split belongs to; set by :class:`DatasetSpec`.
     """
@@ -83,7 +83,7 @@ class SplitSpec:
     name: str
     images: tuple[str, ...]
     labels: tuple[str, ...] = ()
-    soft_labels: tuple[str, ...] = ()
+    soft_labels: str = ""
     ids: tuple[str, ...] | str | None = None
     annotation_file: str = ""
     annotation: str = "pixel"
@@ -235,9 +235,7 @@ class DatasetSpec:
             key = f"splits.{name}"
             if split.annotation not in ANNOTATIONS:
                 continue
-            if len(split.soft_labels) > 1:
-                yield f"{key}.soft_labels", "give one pattern"
-            for pattern in (*split.images, *split.labels, *split.soft_labels):
+            for pattern in (*split.images, *split.labels, *filter(None, [split.soft_labels])):
                 if pattern.count("{id}") != 1 or re.search(r"[{}]", pattern.replace("{id}", "")):
                     yield key, f"pattern {pattern!r} must hold {{id}} exactly once, and no other braces"
             if bool(split.labels) != (split.annotation == "pixel"):
@@ -253,12 +251,10 @@ class DatasetSpec:
         if ids is not None and len(ids) != len(self.classes):
             yield "evaluation.submission_ids", f"{len(ids)} ids for {len(self.classes)} classes"
         name = self.evaluation.submission_name
-        rest = name.replace("{stem}", "").replace("{id}", "")
-        if rest == name or re.search(r"[{}]", rest):
+        if (rest := name.replace("{stem}", "").replace("{id}", "")) == name or re.search(r"[{}]", rest):
             yield "evaluation.submission_name", f"{name!r} must hold {{stem}} or {{id}}, and no other braces"
         for grouping, groups in self.evaluation.groupings.items():
-            members = [name for names in groups.values() for name in names]
-            key = f"evaluation.groupings.{grouping}"
+            members, key = [n for names in groups.values() for n in names], f"evaluation.groupings.{grouping}"
             for name in sorted(set(members)):
                 if name not in self.class_names:
                     yield key, f"{name!r} is no class{did_you_mean(name, self.class_names)}"
@@ -425,9 +421,9 @@ _CLASS = fields_of(
 )
 _SPLIT = fields_of(
     {
-        **dict.fromkeys(("images", "labels", "soft_labels"), list_of(_path, single=str)),
+        **dict.fromkeys(("images", "labels"), list_of(_path, single=str)),
+        **dict.fromkeys(("soft_labels", "annotation_file"), _path),
         "ids": _ids,
-        "annotation_file": _path,
         "annotation": text,
         "count": whole_number("number of images", 1),
     },

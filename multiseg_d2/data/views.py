@@ -93,7 +93,7 @@ def view_of_split(split: SplitSpec, view: ViewName, root: str) -> SplitSpec:
     Raises:
         DatasetFilesError: no images, or fewer than the slice asks for.
     """
-    bare = replace(split, labels=(), soft_labels=(), annotation_file="", annotation="none")
+    bare = replace(split, labels=(), soft_labels="", annotation_file="", annotation="none")
     suffix = "" if view.labelled else UNLABELLED
     if view.sliced:
         suffix = f"[{view.start or ''}:{'' if view.stop is None else view.stop}]{suffix}"
