@@ -27,7 +27,7 @@ from multiseg_d2.engine.config_file import default_config, load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 #: Not everything below datasets/: that is where people put their data.
-PLACES = ("*.md", "*.py", "benchmarks/**/*", "configs/**/*", "datasets/*", "datasets/samples/*", "tools/*")
+PLACES = ("*.md", "*.py", "benchmarks/**/*", "configs/**/*", "datasets/*", "datasets/samples/*", "docs/*", "tools/*")
 FILES = [path for place in PLACES for path in sorted(ROOT.glob(place)) if path.suffix in (".md", ".py", ".yaml")]
 DOCUMENTS = [path for path in FILES if path.suffix == ".md"]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
