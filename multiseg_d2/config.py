@@ -80,7 +80,8 @@ def _add_model(cfg: CN) -> None:
     # UnifiedHead: factor of a cosine classifier (UniSeg's second stage: 20); 0 = a linear classifier.
     cfg.MODEL.SEM_SEG_HEAD.COSINE_SCALE = 0.0
     # What a head knows of the classes before the first step. Relations of "relational_bce": "" = measured on
-    # DATASETS.TRAIN with the weights that training starts from, "taxonomy", "none", or the path of a file of responses.
+    # DATASETS.TRAIN with the weights that training starts from, a checkpoint = measured with its weights, a file of
+    # responses (.npz), "taxonomy", or "none".
     cfg.MODEL.SEM_SEG_HEAD.CLASS_STATISTICS = ""
     # Dropout before the classifiers.
     cfg.MODEL.SEM_SEG_HEAD.DROPOUT = 0.1

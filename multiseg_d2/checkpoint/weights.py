@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,15 @@ from .file import CheckpointError, read_state
 from .names import KEY_FORMATS, KeyFormat, PixelConvention
 from .published import pixels_of
 
-__all__ = ["LoadReport", "PretrainedWeights", "class_names", "load_pretrained", "load_weights", "read_pretrained"]
+__all__ = [
+    "LoadReport",
+    "PretrainedWeights",
+    "borrowed_weights",
+    "class_names",
+    "load_pretrained",
+    "load_weights",
+    "read_pretrained",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +69,25 @@ def load_weights(model: nn.Module, path: str, *, complete: bool = False, cfg: Cf
         raise CheckpointError(f"{path} is no model that could be evaluated here. {_no_match(state, own)}")
     else:
         load_pretrained(model, path, **({} if cfg is None else _pixel_settings(cfg)))
+
+
+@contextmanager
+def borrowed_weights(model: nn.Module, path: str) -> Iterator[None]:
+    """Context in which a model has the weights of a file; its own ones are back afterwards. "" changes nothing.
+
+    Args:
+        model: a segmentor.
+        path: as of :func:`load_weights`; a whole model, which may lack some tensors of this one.
+    """
+    if not path:
+        yield
+        return
+    own = {key: value.clone() for key, value in model.state_dict().items()}
+    try:
+        load_weights(model, path)
+        yield
+    finally:
+        model.load_state_dict(own)
 
 
 def class_names(model: nn.Module) -> dict[str, list[str]]:

@@ -14,6 +14,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import nn
 
+from ..checkpoint.weights import borrowed_weights
 from ..data import loader
 from ..data.mapper import EvaluationMapper
 from ..evaluation import MultiDatasetEvaluator
@@ -47,6 +48,7 @@ def run_over(
     views: bool = True,
     labels: bool = False,
     embeddings: bool = False,
+    weights: str = "",
     amp_dtype: torch.dtype | None = None,
     on_ready: Callable[[UnseenChoice | None], object] = lambda _choice: None,
 ) -> Any:
@@ -67,6 +69,7 @@ def run_over(
         views: score by the scales, mirrored images and windows of ``TEST``; False = one plain pass per image.
         labels: the entry's test loader gives the samples their ``sem_seg``; an evaluator in ``modeling`` needs them.
         embeddings: the evaluator gets what ``embed()`` returns instead of scores.
+        weights: checkpoint whose weights the model has for this pass; "" = its own.
         amp_dtype: ``torch.bfloat16`` or ``torch.float16`` for autocast; None = full precision.
         on_ready: told, before the first image, what was chosen for a dataset that the model was not trained on.
 
@@ -82,7 +85,7 @@ def run_over(
         batches = loader.build_test_loader(cfg, entry, EvaluationMapper(cfg, labels=labels))
     shown = build_inference_model(cfg, plain) if views and not embeddings else plain
     device_type = next(plain.parameters()).device.type
-    with ready_for(cfg, plain, entry) as choice, evaluating(shown), torch.no_grad():
+    with borrowed_weights(plain, weights), ready_for(cfg, plain, entry) as choice, evaluating(shown), torch.no_grad():
         on_ready(choice)
         if isinstance(evaluator, MultiDatasetEvaluator):
             evaluator.coverage = coverage_of(plain, entry)

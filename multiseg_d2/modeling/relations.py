@@ -38,7 +38,8 @@ class RelationSource:
     """How the class-relational loss gets its relations.
 
     Attributes:
-        statistics: ``""`` = measure them on ``entries``; ``"taxonomy"``; ``"none"``; else a file of class responses.
+        statistics: ``""`` = measure them on ``entries``; ``"taxonomy"``; ``"none"``; else a file of class responses
+            (``.npz``) or a checkpoint with whose weights they are measured.
         entries: labelled catalog entries of the training sets.
         meanings: dataset -> (C, L) bool, for ``"taxonomy"``; see :func:`.taxonomy_relations`.
         threshold: of measured relations; that of a file is its own.
@@ -71,7 +72,7 @@ class RelationSource:
         elif self.statistics == "taxonomy":
             relations = taxonomy_relations(union, self.meanings)
         else:
-            measured = self._load(head) if self.statistics else self.measure(head, run_over)
+            measured = self._load(head) if self.statistics.endswith(".npz") else self.measure(head, run_over)
             relations = measured.relations()
         if self.statistics != "none":
             logger.info("class relations\n%s", relations_text(union.names, relations, measured))
@@ -82,7 +83,7 @@ class RelationSource:
 
         Args:
             head: whose scores are averaged.
-            run_over: ``run_over(entry, evaluator, labels=True, embeddings=True)``.
+            run_over: ``run_over(entry, evaluator, labels=True, embeddings=True, weights="")``.
         """
         if not head.cosine_scale:
             logger.warning("relations are measured with a linear classifier: their threshold is one of cosines")
@@ -92,7 +93,8 @@ class RelationSource:
         for entry in self.entries:
             dataset = catalog_space(entry)[0]
             evaluator = MeanResponses(head.classifier, union.tables[dataset], union.size)
-            means, counts = run_over(entry, evaluator, labels=True, embeddings=True)["responses"]
+            result = run_over(entry, evaluator, labels=True, embeddings=True, weights=self.statistics)
+            means, counts = result["responses"]
             sums[dataset] += np.nan_to_num(means) * counts[:, None] / scale
             pixels[dataset] += counts
         responses = {d: sums[d] / np.maximum(pixels[d], 1)[:, None] for d in sums}

@@ -135,3 +135,24 @@ def test_a_pass_may_give_labels_and_embeddings(tiny_cfg):
     model = build_model(cfg)
     shapes = run_over(cfg, model, "tiny_a_val", LabelsAndEmbeddings(), labels=True, embeddings=True)["shapes"]
     assert shapes == [(model.sem_seg_head.trunk.out_channels, torch.uint8)] * 5
+
+
+def test_weights_may_be_borrowed_for_a_pass(tiny_cfg, tmp_path):
+    cfg = tiny_cfg()
+    model, other = build_model(cfg), build_model(cfg)
+    with torch.no_grad():
+        for value in other.sem_seg_head.parameters():
+            value.add_(0.5)
+    torch.save({"model": other.state_dict()}, tmp_path / "other.pth")
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    seen = []
+
+    class Scores(Collector):
+        def process(self, inputs, outputs):
+            seen.append(outputs[0]["sem_seg"])
+
+    for shown, path in ((model, str(tmp_path / "other.pth")), (other, "")):
+        run_over(cfg, shown, "tiny_a_val", Scores(), views=False, weights=path)
+    for one, two in zip(seen[:5], seen[5:]):
+        torch.testing.assert_close(one, two)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())

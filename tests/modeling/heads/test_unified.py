@@ -226,8 +226,8 @@ def measured(head, seed=0):
                     counts[d][u] += 1
         means[d] = sums / np.maximum(counts[d], 1)[:, None]
 
-    def run_over(entry, evaluator, labels, embeddings):
-        assert labels and embeddings
+    def run_over(entry, evaluator, labels, embeddings, weights):
+        assert labels and embeddings and not weights
         evaluator.reset()
         with torch.no_grad():
             for embedding, target in data[entry.removesuffix("_train")]:
