@@ -18,6 +18,7 @@ def add_multiseg_config(cfg: CN) -> None:
     cfg.IMPORTS = ()
     _add_data(cfg)
     _add_model(cfg)
+    _add_head(cfg)
     _add_training(cfg)
     _add_test(cfg)
 
@@ -72,6 +73,21 @@ def _add_model(cfg: CN) -> None:
     cfg.MODEL.TIMM.NAME = "tf_efficientnet_lite0"
     # Stride of its deepest feature: 32, or 16 or 8 where timm offers it for the network.
     cfg.MODEL.TIMM.OUTPUT_STRIDE = 32
+    # Batch norm per dataset (CDCL's dataset-aware block) for the whole model.
+    cfg.MODEL.DATASET_NORM = CN()
+    cfg.MODEL.DATASET_NORM.ENABLED = False
+    # Name of the trained dataset whose branches initialise those of datasets that the loaded checkpoint does not know
+    # (their classifiers start anew); "" = such a dataset is an error.
+    cfg.MODEL.DATASET_NORM.INIT_FROM = ""
+    # Which branch an unseen dataset uses at test time: "error", "nearest", "average", "reestimate", or the name of a
+    # trained dataset.
+    cfg.MODEL.DATASET_NORM.UNSEEN = "error"
+
+    # Decay of the running mean of the weights, which is then what is evaluated; 0 = off.
+    cfg.MODEL.EMA_DECAY = 0.0
+
+
+def _add_head(cfg: CN) -> None:
     # Decoder shared by all datasets, by registered name: PSPDecoder, DeepLabV3PlusDecoder, FPNDecoder, ConcatDecoder.
     # Its width is Detectron2's MODEL.SEM_SEG_HEAD.CONVS_DIM.
     cfg.MODEL.SEM_SEG_HEAD.DECODER = "PSPDecoder"
@@ -91,18 +107,6 @@ def _add_model(cfg: CN) -> None:
     cfg.MODEL.SEM_SEG_HEAD.DATASET_LOSS_WEIGHTS = ()
     # Whether datasets with equal class lists (Cityscapes and BDD100K) share one classifier. CDCL does not say.
     cfg.MODEL.SEM_SEG_HEAD.SHARE_CLASSIFIERS = False
-    # Batch norm per dataset (CDCL's dataset-aware block) for the whole model.
-    cfg.MODEL.DATASET_NORM = CN()
-    cfg.MODEL.DATASET_NORM.ENABLED = False
-    # Name of the trained dataset whose branches initialise those of datasets that the loaded checkpoint does not know
-    # (their classifiers start anew); "" = such a dataset is an error.
-    cfg.MODEL.DATASET_NORM.INIT_FROM = ""
-    # Which branch an unseen dataset uses at test time: "error", "nearest", "average", "reestimate", or the name of a
-    # trained dataset.
-    cfg.MODEL.DATASET_NORM.UNSEEN = "error"
-
-    # Decay of the running mean of the weights, which is then what is evaluated; 0 = off.
-    cfg.MODEL.EMA_DECAY = 0.0
 
 
 def _add_training(cfg: CN) -> None:
