@@ -151,8 +151,11 @@ def check_options(options: argparse.Namespace | None, script: Path, arguments: l
             assert (ROOT / word).exists(), f"there is no {word}"
     if (ROOT / (given.get("config_file") or "-")).is_file():
         cfg = load_config(given["config_file"], given.get("opts") or ())
-        if "MODEL.WEIGHTS" in arguments:
-            assert Path(cfg.MODEL.WEIGHTS).parent == Path(cfg.OUTPUT_DIR), f"the run writes to {cfg.OUTPUT_DIR}"
+        if "MODEL.WEIGHTS" in arguments:  # of the run itself, or of another config's that it starts from
+            written = {Path(cfg.OUTPUT_DIR)}
+            if script.name == "train_net.py" and "--eval-only" not in arguments:
+                written |= {Path(load_config(str(path)).OUTPUT_DIR) for path in (ROOT / "configs").rglob("*.yaml")}
+            assert Path(cfg.MODEL.WEIGHTS).parent in written, f"no run writes {cfg.MODEL.WEIGHTS}"
     named = {*given.get("names", ()), *(given.get("datasets") or ()), given.get("space")} - {None, ""}
     if script.name in ("label_space.py", "predict.py"):
         assert named <= {MetadataCatalog.get(entry).get("dataset") for entry in DatasetCatalog.list()}
@@ -172,6 +175,7 @@ def check_options(options: argparse.Namespace | None, script: Path, arguments: l
         "python train_net.py --config-file configs/nowhere.yaml",
         "python train_net.py --config-file configs/base.yaml SOLVER.LR 3",
         "python train_net.py --config-file configs/base.yaml --eval-only MODEL.WEIGHTS output/elsewhere/model.pth",
+        "python train_net.py --config-file configs/cdcl/cs_bdd_r18.yaml MODEL.WEIGHTS output/elsewhere/model.pth",
         "python tools/nowhere.py",
         "make lunch",
         "make setup TORSH=3",
