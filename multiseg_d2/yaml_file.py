@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from .text_file import read_text
 
 __all__ = [
     "Parser",
@@ -51,14 +54,13 @@ def read_yaml(path: str | Path, error: type[Exception] = ValueError) -> Any:
     Raises:
         error: the file cannot be opened, is no YAML, or names a key twice; the message says file and line.
     """
+    stream = io.StringIO(read_text(path, error))
+    stream.name = str(path)  # for messages
     try:
-        with open(path, encoding="utf-8") as file:
-            return yaml.load(file, _UniqueKeyLoader)
-    except OSError as problem:
-        raise error(f"{path}: cannot be read: {problem.strerror or problem}") from problem
+        return yaml.load(stream, _UniqueKeyLoader)
     except _DoubledKeyError as problem:
         raise error(f"{path}: {problem}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as problem:
+    except yaml.YAMLError as problem:
         raise error(f"{path}: not valid YAML: {problem}") from problem
 
 

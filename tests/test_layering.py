@@ -19,6 +19,7 @@ PURE = (
     "multiseg_d2.class_relations",
     "multiseg_d2.atomic_file",
     "multiseg_d2.hierarchy",
+    "multiseg_d2.text_file",
     "multiseg_d2.view_name",
     "multiseg_d2.yaml_file",
     "multiseg_d2.data.schedule",

@@ -10,12 +10,13 @@ import io
 import struct
 import zlib
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import cv2
 import numpy as np
 from detectron2.utils.file_io import PathManager
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 try:
     import simplejpeg
@@ -31,10 +32,17 @@ __all__ = [
     "decode_first_channel",
     "decode_index",
     "open_file",
+    "refuse_damaged",
     "read_image",
 ]
 
 _ORIENTATION_TAG = 274  # https://www.exiv2.org/tags.html, Exif.Image.Orientation
+_TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_DEPTH, _TIFF_PHOTOMETRIC = 256, 257, 258, 262
+#: Pillow's names of the compressions of TIFF that give back what was stored.
+_LOSSLESS_TIFF = {
+    *("raw", "tiff_ccitt", "group3", "group4", "tiff_lzw", "tiff_adobe_deflate", "tiff_raw_16", "packbits"),
+    *("tiff_thunderscan", "tiff_deflate", "lzma", "zstd"),
+}
 _PNG_COLOR_TYPES = {0: "grey", 2: "RGB", 3: "palette", 4: "grey+alpha", 6: "RGBA"}
 #: Pillow modes whose conversion to RGB loses nothing but transparency.
 _COLOR_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "La", "RGBa"}
@@ -57,9 +65,10 @@ class EncodedFile:
         data: the file's bytes.
         kind: Pillow's name of the format, ``"JPEG"``, ``"PNG"``, ...
         mode: Pillow's mode of the pixels, ``"RGB"``, ``"L"``, ``"P"``, ``"I;16"``, ...
-        depth: bits per channel as stored (PNG; 8 for the others).
+        depth: bits per channel as stored (PNG, TIFF, BMP; 8 for the others).
         height, width: size after the EXIF turn, the size that a viewer shows.
         orientation: EXIF orientation, 1 (as stored) to 8.
+        damage: why its numbers cannot serve as ids, for example lossy compression; "" = they can.
     """
 
     path: str
@@ -70,12 +79,16 @@ class EncodedFile:
     height: int
     width: int
     orientation: int
+    damage: str = ""
 
     def describe(self) -> str:
-        """For messages: what is stored, for example ``"8-bit palette PNG"`` or ``"TIFF of mode F"``."""
+        """For messages: what is stored, for example ``"an 8-bit palette PNG"`` or ``"a TIFF of mode F"``."""
+        article = "an" if self.depth == 8 else "a"
         if self.kind == "PNG":
-            return f"{self.depth}-bit {_PNG_COLOR_TYPES.get(self.data[25], self.mode)} PNG"
-        return f"{self.kind} of mode {self.mode}"
+            return f"{article} {self.depth}-bit {_PNG_COLOR_TYPES.get(self.data[25], self.mode)} PNG"
+        if self.kind == "BMP":
+            return f"{article} {self.depth}-bit BMP"
+        return f"a {self.kind} of mode {self.mode}"
 
 
 def open_file(path: str) -> EncodedFile:
@@ -89,15 +102,68 @@ def open_file(path: str) -> EncodedFile:
             data = f.read()
     except OSError as e:
         raise BadFileError(f"{path}: cannot be read ({e.strerror or e}).") from e
+    if not data:
+        raise BadFileError(f"{path}: the file is empty.")
     try:
         with Image.open(io.BytesIO(data)) as header:
             orientation = _orientation(header, data)
-            width, height = header.size if orientation < 5 else header.size[::-1]
-            depth = data[24] if header.format == "PNG" else 8
-            return EncodedFile(path, data, header.format, header.mode, depth, height, width, orientation)
+            width, height = _stored_size(header)
+            width, height = (width, height) if orientation < 5 else (height, width)
+            depth, damage = _depth(header, data), _damage(header, data)
+            return EncodedFile(path, data, header.format, header.mode, depth, height, width, orientation, damage)
+    except UnidentifiedImageError as e:
+        raise BadFileError(f"{path}: not a readable image ({len(data)} bytes; {_what_it_is(data)}).") from e
+    except Image.DecompressionBombError as e:
+        raise BadFileError(
+            f"{path}: {e} Cut or shrink the picture, or raise the limit PIL.Image.MAX_IMAGE_PIXELS at the start "
+            "of your own code."
+        ) from e
     except Exception as e:  # Pillow raises many types on broken headers (OSError, SyntaxError, struct.error, ...)
-        size = f"{len(data)} bytes" if data else "the file is empty"
-        raise BadFileError(f"{path}: not a readable image ({size}; {e}).") from e
+        raise BadFileError(f"{path}: not a readable image ({len(data)} bytes; {e}).") from e
+
+
+def _what_it_is(data: bytes) -> str:
+    """For messages: what is known of bytes that are no image."""
+    if data.startswith(b"\x93NUMPY"):
+        return "a NumPy array: save label maps as 8- or 16-bit grey PNG, PIL.Image.fromarray(array).save(path)"
+    if data.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer: run git lfs pull"
+    if data[:200].lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "a web page or XML, not a picture"
+    return "of no known format"
+
+
+def _stored_size(header: Image.Image) -> tuple[int, int]:
+    """(width, height) before any turn: some versions of Pillow give that of a TIFF after its turn."""
+    if header.format == "TIFF":
+        return int(header.tag_v2[_TIFF_WIDTH]), int(header.tag_v2[_TIFF_HEIGHT])
+    return header.size
+
+
+def _depth(header: Image.Image, data: bytes) -> int:
+    if header.format == "PNG":
+        return data[24]
+    if header.format == "TIFF":
+        return int(header.tag_v2.get(_TIFF_DEPTH, (8,))[0])
+    if header.format == "BMP" and len(data) > 30:
+        return int.from_bytes(data[28:30], "little")
+    return 8
+
+
+def _damage(header: Image.Image, data: bytes) -> str:
+    """Why pixels cannot be ids: what is stored, or what Pillow makes of it, is not the number that was written."""
+    if header.format == "TIFF":
+        compression = header.info.get("compression", "raw")
+        if compression not in _LOSSLESS_TIFF:
+            return f"its compression ({compression}) changes ids"
+        inverted = header.tag_v2.get(_TIFF_PHOTOMETRIC) == 0
+        return "it stores white as 0, so that its numbers are upside down" if inverted else ""
+    if header.format == "BMP":
+        indexed = header.mode not in ("1", "L", "P")
+        return "" if indexed or (header.mode != "1" and _depth(header, data) == 8) else "its numbers are packed colours"
+    if header.format == "WEBP" and b"VP8L" in data[:64]:
+        return ""
+    return "" if header.format in ("PNG", "GIF") else "its compression changes ids"
 
 
 def _orientation(header: Image.Image, data: bytes) -> int:
@@ -109,6 +175,22 @@ def _orientation(header: Image.Image, data: bytes) -> int:
     except Exception:  # damaged EXIF data is common and says nothing about the pixels
         return 1
     return orientation if orientation in range(1, 9) else 1
+
+
+@cache
+def _pillow_turns_tiff() -> bool:
+    """Whether this version of Pillow turns a TIFF on loading as its orientation says; it would be turned twice."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.array([[0, 1]], np.uint8)).save(buffer, "TIFF", tiffinfo={_ORIENTATION_TAG: 3})
+    with Image.open(buffer) as image:
+        return bool(np.asarray(image)[0, 0] == 1)
+
+
+def _turned(pixels: np.ndarray, file: EncodedFile) -> np.ndarray:
+    """Applies the EXIF orientation of a file, where Pillow has not done so."""
+    if file.orientation == 1 or (file.kind == "TIFF" and _pillow_turns_tiff()):
+        return pixels
+    return turn(pixels, file.orientation)
 
 
 def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
@@ -176,12 +258,25 @@ def decode_color(file: EncodedFile, order: str = "BGR", rows: int | None = None)
         raise ValueError(f"INPUT.FORMAT is {order!r}: only 'BGR' and 'RGB' are known.")
     if file.kind == "JPEG" and file.mode != "CMYK" and simplejpeg is not None:
         try:
-            return turn(simplejpeg.decode_jpeg(file.data, order), file.orientation)
+            return _turned(simplejpeg.decode_jpeg(file.data, order), file)
         except ValueError:
             pass  # strict about harmless oddities too: Pillow tells those from broken files
     if file.kind == "PNG" and (rows is None or rows > 0.8 * file.height):  # beyond that OpenCV is the faster one
-        return turn(_opencv(file, order), file.orientation)
-    return turn(_pillow_color(file, order, rows), file.orientation)
+        return _turned(_opencv(file, order), file)
+    return _turned(_pillow_color(file, order, rows), file)
+
+
+def refuse_damaged(file: EncodedFile) -> None:
+    """Refuses label maps whose pixels are not the numbers that were written.
+
+    Raises:
+        BadFileError: lossy compression, whatever the container, or a format that stores other numbers.
+    """
+    if file.damage:
+        article = "an" if file.kind[0] in "AEIO" else "a"
+        raise BadFileError(
+            f"{file.path}: a label map cannot be {article} {file.kind} like this: {file.damage}. Export it as PNG."
+        )
 
 
 def decode_index(file: EncodedFile, rows: int | None = None) -> np.ndarray:
@@ -197,8 +292,7 @@ def decode_index(file: EncodedFile, rows: int | None = None) -> np.ndarray:
     Raises:
         BadFileError: broken file, lossy format, or several channels: which of them is the id is not guessed.
     """
-    if file.kind == "JPEG":
-        raise BadFileError(f"{file.path}: a label map cannot be a JPEG: its compression changes ids. Export it as PNG.")
+    refuse_damaged(file)
     if file.mode == "1":
         pixels = _pillow(file, rows).astype(np.uint8)
     elif file.mode in ("L", "P"):
@@ -207,13 +301,18 @@ def decode_index(file: EncodedFile, rows: int | None = None) -> np.ndarray:
             pixels = pixels // (255 // (2**file.depth - 1))
     elif _is_16_bit_grey(file):
         pixels = _pillow(file, rows).astype(np.uint16, copy=False)
+    elif file.mode.startswith(("F", "I")):
+        raise BadFileError(
+            f"{file.path}: this is {file.describe()}, numbers of 32 bits, but ids have 8 or 16: save the label map "
+            "as an 8- or 16-bit grey PNG."
+        )
     else:
         raise BadFileError(
-            f"{file.path}: the spec says 'encoding: index' (one id per pixel), but this is a {file.describe()}. If its "
-            "colours stand for classes, say 'encoding: color' in the spec and list them; if all channels hold the same "
-            "id, save one of them as an 8-bit grey PNG."
+            f"{file.path}: the spec says 'encoding: index' (one id per pixel), but this is {file.describe()}. If "
+            "its colours stand for classes, say 'encoding: color' in the spec and list them; if all channels hold the "
+            "same id, save one of them as an 8-bit grey PNG."
         )
-    return turn(pixels, file.orientation)
+    return _turned(pixels, file)
 
 
 def decode_first_channel(file: EncodedFile) -> np.ndarray:
@@ -232,7 +331,7 @@ def decode_first_channel(file: EncodedFile) -> np.ndarray:
     if file.kind != "PNG" or file.depth != 16 or file.data[25] not in (2, 6):
         raise BadFileError(
             f"{file.path}: the spec says 'encoding: first_channel' (16-bit RGB PNG, the id in the red channel), but "
-            f"this is a {file.describe()}. Take the file as downloaded: a copy saved with 8 bits has lost its ids."
+            f"this is {file.describe()}. Take the file as downloaded: a copy saved with 8 bits has lost its ids."
         )
     pixels = cv2.imdecode(np.frombuffer(file.data, np.uint8), cv2.IMREAD_UNCHANGED)  # Pillow would cut to 8 bits
     if pixels is None or pixels.shape[:2] != Image.open(io.BytesIO(file.data)).size[::-1]:
@@ -259,7 +358,7 @@ def _pillow_color(file: EncodedFile, order: str, rows: int | None = None) -> np.
         pixels = _pillow(file, rows, "RGB")
     else:
         raise BadFileError(
-            f"{file.path}: a {file.describe()} has no defined range of colours. Save the image with 8 bits per channel."
+            f"{file.path}: {file.describe()} has no defined range of colours. Save the image with 8 bits per channel."
         )
     return pixels if order == "RGB" else cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
 

@@ -46,6 +46,13 @@ def list_pairs(split: SplitSpec, root: str) -> list[dict[str, Any]]:
     found = pair_files(split, root)
     if found.without_label or found.without_image:
         _refuse_strays(split, root, found)
+    if found.unmatched:
+        logger.warning(
+            "%s: %d pictures beside the images match no pattern of the spec and are left out: %s",
+            split.entry,
+            len(found.unmatched),
+            some(found.unmatched),
+        )
     if split.count is not None and len(found.images) != split.count:
         logger.warning("%s: %d images found, %d expected", split.entry, len(found.images), split.count)
     return dataset_dicts(found, split, root, whole=split.ids is None)

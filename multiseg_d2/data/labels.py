@@ -18,7 +18,15 @@ from detectron2.data import MetadataCatalog
 
 from ..label_space import IGNORE, IllegalLabelError, LabelSpace, remap, to_local
 from ..yaml_file import did_you_mean
-from .decode import BadFileError, EncodedFile, decode_color, decode_first_channel, decode_index, open_file
+from .decode import (
+    BadFileError,
+    EncodedFile,
+    decode_color,
+    decode_first_channel,
+    decode_index,
+    open_file,
+    refuse_damaged,
+)
 from .spec import ENCODINGS, DatasetSpec
 from .views import register_views
 
@@ -134,10 +142,12 @@ class LabelReader:
             return decode_index(file, rows)
         if self.encoding == "first_channel":
             return decode_first_channel(file)
-        if file.kind == "JPEG" or file.depth == 16 or file.mode not in ("RGB", "RGBA", "P"):
+        refuse_damaged(file)
+        if file.depth == 16 or file.mode not in ("RGB", "RGBA", "P"):
             raise BadFileError(
-                f"{file.path}: the spec says 'encoding: {self.encoding}' (8-bit RGB PNG), but this is a "
-                f"{file.describe()}. If its pixels are ids, say 'encoding: index' in the spec."
+                f"{file.path}: the spec says 'encoding: {self.encoding}' (8-bit RGB PNG), but this is "
+                f"{file.describe()}. If its pixels are ids, say 'encoding: index' in the spec; if it was made from a "
+                "picture in colours, save that again without turning it grey."
             )
         return decode_color(file, "BGR" if self.encoding == "color" else "RGB", rows)
 
@@ -199,6 +209,8 @@ def _category_lookup(dataset_dict: dict[str, Any]) -> ExactLookup:
     """Segment id -> raw category id of one panoptic label."""
     try:
         segments = {s["id"]: s["category_id"] for s in dataset_dict["segments_info"]}
+        if len(segments) < len(dataset_dict["segments_info"]):
+            raise ValueError("a segment id stands twice")
         segments.setdefault(0, 0)  # id 0 is void, and raw id 0 stands for it
         return ExactLookup(np.array(list(segments)), np.array(list(segments.values())))
     except (KeyError, TypeError, ValueError) as problem:

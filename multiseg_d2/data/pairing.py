@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from ..text_file import read_text
 from .spec import SplitSpec
 
 __all__ = [
@@ -15,6 +17,7 @@ __all__ = [
     "DatasetFilesError",
     "Pairing",
     "any_file",
+    "composed",
     "fixed_folders",
     "only_what_is_there",
     "pair_files",
@@ -23,6 +26,11 @@ __all__ = [
 ]
 
 DATA_ROOT_VARIABLE = "DETECTRON2_DATASETS"
+#: Endings of pictures, for what lies beside the images of a split.
+_PICTURES = frozenset(
+    [".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".ppm", ".pgm", ".jp2", ".avif"]
+)
+
 _SHOWN = 10  # names in an error message; the rest is counted
 
 
@@ -39,12 +47,14 @@ class Pairing:
         labels: id -> label file; empty for splits without label files.
         without_label: ids of images that have no label file, sorted; empty for splits without label files.
         without_image: ids of label files that have no image, sorted.
+        unmatched: pictures in the folders of the images that no pattern of the spec takes, sorted.
     """
 
     images: dict[str, str]
     labels: dict[str, str]
     without_label: tuple[str, ...]
     without_image: tuple[str, ...]
+    unmatched: tuple[str, ...] = ()
 
 
 def pair_files(split: SplitSpec, root: str) -> Pairing:
@@ -67,10 +77,20 @@ def pair_files(split: SplitSpec, root: str) -> Pairing:
         raise DatasetFilesError(
             f"{split.entry}: no image found{place(split.images, root)}{_example(split.images, root)}"
         )
+    unmatched = _unmatched(split, root) if split.ids is None else ()
     if not split.labels:
-        return Pairing(images, {}, (), ())
+        return Pairing(images, {}, (), (), unmatched)
     without_label = tuple(sorted(images.keys() - labels.keys()))
-    return Pairing(images, labels, without_label, tuple(sorted(labels.keys() - images.keys())))
+    return Pairing(images, labels, without_label, tuple(sorted(labels.keys() - images.keys())), unmatched)
+
+
+def _unmatched(split: SplitSpec, root: str) -> tuple[str, ...]:
+    """Pictures beside the images of a split that no split of its spec knows, neither as image nor as label."""
+    patterns = [p for other in split.spec.splits.values() for p in (*other.images, *other.labels)]
+    known = [_compile(pattern, root)[1] for pattern in (*split.images, *split.labels, *patterns)]
+    pictures = (path for folder in dict.fromkeys(fixed_folders(split.images, root)) for path in _walk(folder))
+    pictures = (path for path in pictures if os.path.splitext(path)[1].lower() in _PICTURES)
+    return tuple(sorted(p for p in pictures if not any(expression.fullmatch(p) for expression in known)))
 
 
 def only_what_is_there(split: SplitSpec, root: str) -> SplitSpec:
@@ -97,7 +117,7 @@ def _search(split: SplitSpec, patterns: tuple[str, ...], root: str) -> dict[str,
         for path in _walk(folder):
             match = expression.fullmatch(path)
             if match:
-                _add(split, files, match["id"], path)
+                _add(split, files, composed(match["id"]), path)
     return dict(sorted(files.items()))
 
 
@@ -106,15 +126,32 @@ def _look_up(split: SplitSpec, patterns: tuple[str, ...], root: str, ids: list[s
     files: dict[str, str] = {}
     for image_id in ids:
         for pattern in patterns:
-            path = os.path.join(root, pattern.replace("{id}", image_id))
-            if os.path.isfile(path):
-                _add(split, files, image_id, path)
+            path = os.path.join(root, pattern)
+            found = next(filter(os.path.isfile, _spellings(path, image_id)), None)
+            if found:
+                _add(split, files, image_id, found)
     return files
+
+
+def _spellings(pattern: str, image_id: str) -> Iterator[str]:
+    """Paths that a pattern may mean: as it stands, extension in capitals, accents as marks of their own."""
+    stem, extension = os.path.splitext(pattern)
+    for text in dict.fromkeys((image_id, unicodedata.normalize("NFD", image_id))):
+        for ending in dict.fromkeys((extension, extension.upper(), extension.lower())):
+            yield f"{stem}{ending}".replace("{id}", text)
+
+
+def composed(image_id: str) -> str:
+    """An id in the one Unicode form in which ids are compared: file systems and programs differ in how they write é."""
+    return unicodedata.normalize("NFC", image_id)
 
 
 def _add(split: SplitSpec, files: dict[str, str], image_id: str, path: str) -> None:
     if image_id in files:
-        raise DatasetFilesError(f"{split.entry}: two files have the id {image_id!r}: {files[image_id]} and {path}")
+        both = f"{files[image_id]} and {path}"
+        if composed(files[image_id]) == composed(path):
+            both += ", which differ only in how their accents are encoded"
+        raise DatasetFilesError(f"{split.entry}: two files have the id {image_id!r}: {both}")
     files[image_id] = path
 
 
@@ -124,13 +161,13 @@ def _listed_ids(split: SplitSpec, root: str) -> list[str]:
     else:
         source = os.path.join(root, split.ids)
         try:
-            with open(source, encoding="utf-8") as file:
-                ids = [line.strip() for line in file if line.strip()]
-        except OSError as problem:
+            ids = [line.strip() for line in read_text(source).split("\n") if line.strip()]
+        except ValueError as problem:
             raise DatasetFilesError(
-                f"{split.entry}: the list of ids {source} cannot be read ({problem.strerror}). "
-                "Some lists are written by a script in datasets/, see datasets/README.md."
+                f"{split.entry}: the list of ids {problem}. Some lists are written by a script in datasets/, see "
+                "datasets/README.md."
             ) from problem
+    ids = [composed(image_id) for image_id in ids]
     doubled = sorted(i for i, n in Counter(ids).items() if n > 1)
     if doubled:
         raise DatasetFilesError(f"{split.entry}: {source} lists twice: {some(doubled)}")
@@ -138,10 +175,14 @@ def _listed_ids(split: SplitSpec, root: str) -> list[str]:
 
 
 def _compile(pattern: str, root: str) -> tuple[str, re.Pattern[str]]:
-    """The fixed folder of a pattern, and an expression for whole paths with the group ``id``."""
+    """The fixed folder of a pattern, and an expression for whole paths with the group ``id``.
+
+    The extension may be in capitals: cameras and Windows programs write ``.JPG``.
+    """
     before, after = os.path.join(root, pattern).split("{id}")
-    folder = os.path.dirname(before)
-    return folder, re.compile(f"{re.escape(before)}(?P<id>.+){re.escape(after)}", re.DOTALL)
+    after, extension = os.path.splitext(after) if "." in after[1:] else ("", after)
+    ending = f"{re.escape(after)}(?i:{re.escape(extension)})"
+    return os.path.dirname(before), re.compile(f"{re.escape(before)}(?P<id>.+){ending}", re.DOTALL)
 
 
 def any_file(patterns: tuple[str, ...], root: str) -> bool:
@@ -158,14 +199,18 @@ def fixed_folders(patterns: tuple[str, ...], root: str) -> list[str]:
     return [_compile(pattern, root)[0] for pattern in patterns]
 
 
-def _walk(folder: str) -> Iterator[str]:
-    """Files below a folder, links followed, names with a leading dot left out."""
+def _walk(folder: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
+    """Files below a folder, links followed but not back to a folder above, names with a leading dot left out."""
+    status = os.stat(folder)
+    here = (status.st_dev, status.st_ino)
+    if here in above:  # a loop of links: everything in it has been found
+        return
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
             if entry.is_dir():
-                yield from _walk(entry.path)
+                yield from _walk(entry.path, (*above, here))
             else:
                 yield entry.path
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from detectron2.data.catalog import Metadata
 from ..atomic_file import write_atomically
 from ..view_name import UNLABELLED, ViewName, parse_view
 from .files import data_root, list_pairs
-from .pairing import DatasetFilesError, pair_files
+from .pairing import DatasetFilesError, composed, pair_files
 from .spec import SplitSpec
 
 __all__ = ["refresh_views", "register_views", "view_of_split", "write_view_lists"]
@@ -115,8 +114,8 @@ def _slice(image_ids: Sequence[str], name: str, view: ViewName) -> list[str]:
 
 def _place(image_id: str) -> tuple[bytes, str]:
     """Sort key: a hash that is the same on every machine, also on those that decompose accents in file names."""
-    composed = unicodedata.normalize("NFC", image_id)
-    return hashlib.blake2b(composed.encode("utf-8", "surrogateescape"), digest_size=16).digest(), composed
+    text = composed(image_id)
+    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).digest(), text
 
 
 def write_view_lists(folder: str | os.PathLike, images: Mapping[str, Sequence[str]], resumed: bool) -> None:

@@ -143,10 +143,10 @@ def test_missing_folder_names_root_pattern_and_variable(tmp_path):
 
 
 def test_empty_split_is_refused_with_an_example_of_what_is_there(tmp_path):
-    touch(tmp_path, "im/1.JPG", "gt/1.png")
-    with pytest.raises(DatasetFilesError, match=r"no image found.*There is, for example, .*/im/1.JPG"):
+    touch(tmp_path, "im/1.jpeg", "gt/1.png")
+    with pytest.raises(DatasetFilesError, match=r"no image found.*There is, for example, .*/im/1.jpeg"):
         list_pairs(make_split(tmp_path), str(tmp_path))
-    (tmp_path / "im" / "1.JPG").unlink()
+    (tmp_path / "im" / "1.jpeg").unlink()
     with pytest.raises(DatasetFilesError, match="no image found.*There is no file at all"):
         list_pairs(make_split(tmp_path), str(tmp_path))
 
@@ -200,7 +200,7 @@ def test_ids_that_are_not_there_or_stand_twice(tmp_path):
     with pytest.raises(DatasetFilesError, match="the spec .*city.yaml lists twice: 1"):
         list_pairs(make_split(tmp_path, ids=["1", "2", "1"]), str(tmp_path))
     with pytest.raises(
-        DatasetFilesError, match="the list of ids .*val.txt cannot be read .* written by a script in datasets/"
+        DatasetFilesError, match="the list of ids .*val.txt: cannot be read: .* written by a script in datasets/"
     ):
         list_pairs(make_split(tmp_path, ids="val.txt"), str(tmp_path))
 
@@ -247,7 +247,7 @@ def test_panoptic_with_a_list_of_ids_needs_only_those(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "pan.json cannot be read: No such file"),
+        (None, "pan.json: cannot be read: No such file"),
         ("{", "not valid JSON"),
         ("[]", "is not in COCO's form: it needs the keys"),
     ],
@@ -349,12 +349,12 @@ def test_unknown_categories_are_counted(tmp_path):
             list_pairs(weak(tmp_path, annotation), str(tmp_path))
 
 
-@pytest.mark.parametrize("category", [None, "3", [3]])
+@pytest.mark.parametrize("category", [None, "3", [3], 3.5, True, float("nan")])
 def test_categories_that_are_no_numbers(tmp_path, category):
     content = instances(tmp_path)
     content["annotations"][0]["category_id"] = category
     (tmp_path / "boxes.json").write_text(json.dumps(content))
-    with pytest.raises(DatasetFilesError, match="boxes.json is not in COCO's form"):
+    with pytest.raises(DatasetFilesError, match="boxes.json: category_id of annotation .* not a whole number"):
         list_pairs(weak(tmp_path, "box"), str(tmp_path))
 
 
