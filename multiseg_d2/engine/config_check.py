@@ -71,6 +71,9 @@ def _test_problems(cfg: CfgNode, eval_only: bool) -> Iterator[str]:
         yield f"TEST.AUG.SCALES must be positive numbers, not {tuple(scales)}"
     if len(cfg.TEST.SLIDING_WINDOW) != 2 or min(cfg.TEST.SLIDING_WINDOW) < 0:
         yield f"TEST.SLIDING_WINDOW is (height, width), (0, 0) for whole images, not {tuple(cfg.TEST.SLIDING_WINDOW)}"
+    if (metric := cfg.TEST.BEST_METRIC) and metric.split("/")[0] not in ("mean", *cfg.DATASETS.TEST):
+        known = ["mean/mIoU", *(f"{name}/sem_seg/mIoU" for name in cfg.DATASETS.TEST)]
+        yield f"TEST.BEST_METRIC is {metric!r}, which no evaluation gives: choose e.g. one of {known}"
     if cfg.TEST.PRECISE_BN.ENABLED:
         yield "TEST.PRECISE_BN is not supported: MODEL.DATASET_NORM.UNSEEN 'reestimate' is the nearest to it"
 
@@ -95,10 +98,20 @@ def _schedule_problems(cfg: CfgNode, world_size: int) -> Iterator[str]:
             loader.INTERVAL,
         )
         schedule.rank_slice(schedule.step(0), 0, world_size)
+        if cfg.SOLVER.STEP_MODE == "per_entry" and world_size > 1:
+            yield from _per_entry_problems(schedule, world_size)
     except ValueError as problem:
         yield str(problem)
     if loader.INTERVAL > 1 and loader.SCHEDULE != "alternation":
         yield f"DATALOADER.INTERVAL {loader.INTERVAL} belongs to SCHEDULE 'alternation', not to {loader.SCHEDULE!r}"
+
+
+def _per_entry_problems(schedule: Schedule, world_size: int) -> Iterator[str]:
+    if schedule.kind in ("size", "weights") or any(count % world_size for count in schedule.counts(0)):
+        yield (
+            f"SOLVER.STEP_MODE 'per_entry' on {world_size} processes: each must have as many images of an entry. "
+            f"Take DATALOADER.SCHEDULE 'alternation' or 'fixed', with numbers of images that {world_size} divides"
+        )
 
 
 def _solver_problems(cfg: CfgNode) -> Iterator[str]:
@@ -111,6 +124,8 @@ def _solver_problems(cfg: CfgNode) -> Iterator[str]:
     yield from _choice("SOLVER.WARMUP_METHOD", solver.WARMUP_METHOD, ("linear", "constant"))
     if solver.CLIP_GRADIENTS.ENABLED:
         yield from _choice("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", solver.CLIP_GRADIENTS.CLIP_TYPE, CLIP_TYPES)
+    if not 0 <= cfg.MODEL.EMA_DECAY < 1:
+        yield f"MODEL.EMA_DECAY must be in [0, 1), 0 = off, not {cfg.MODEL.EMA_DECAY}"
     for key in ("MAX_ITER", "IMS_PER_BATCH", "CHECKPOINT_PERIOD"):
         if solver[key] < 1:
             yield f"SOLVER.{key} must be 1 or more, not {solver[key]}"
@@ -150,7 +165,7 @@ def _norm_problems(cfg: CfgNode, world_size: int) -> Iterator[str]:
     if norm != "BN" or not DECODER_REGISTRY.get(decoder).pools_globally or cfg.DATALOADER.SCHEDULE != "alternation":
         return
     images = cfg.SOLVER.IMS_PER_BATCH // world_size
-    if not (per_dataset or cfg.DATALOADER.INTERVAL > 1 or cfg.SOLVER.STEP_MODE == "sequential"):
+    if not (per_dataset or cfg.DATALOADER.INTERVAL > 1 or cfg.SOLVER.STEP_MODE != "fused"):
         images *= len(cfg.DATASETS.TRAIN)
     if images == 1:
         yield (

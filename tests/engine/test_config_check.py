@@ -32,6 +32,8 @@ from multiseg_d2.engine.setup import argument_parser, setup
         (["SOLVER.LR_SCHEDULER_NAME", "PolyLR"], "did you mean 'WarmupPolyLR'"),
         (["SOLVER.STEP_MODE", "fuse"], "did you mean 'fused'"),
         (["SOLVER.AMP.DTYPE", "bf16"], "SOLVER.AMP.DTYPE is 'bf16'"),
+        (["MODEL.EMA_DECAY", "1.0"], "EMA_DECAY must be in"),
+        (["TEST.BEST_METRIC", "mIoU"], "BEST_METRIC is 'mIoU'.*mean/mIoU"),
         (["SOLVER.MAX_ITER", "0"], "SOLVER.MAX_ITER must be 1 or more"),
         (["SOLVER.CLIP_GRADIENTS.ENABLED", "True", "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "all"], "CLIP_TYPE is 'all'"),
         (["MODEL.SEM_SEG_HEAD.NAME", "PerDatasetHed"], "did you mean 'PerDatasetHead'"),
@@ -67,6 +69,16 @@ def test_processes_must_share_a_step_evenly(tiny_cfg):
     check_config(cfg, world_size=2)
     with pytest.raises(ConfigError, match="12 images|8 images"):
         check_config(cfg, world_size=3)
+
+
+def test_passes_per_entry_must_meet_on_all_processes(tiny_cfg):
+    keys = ["SOLVER.STEP_MODE", "per_entry", "DATALOADER.SCHEDULE", "fixed", "DATALOADER.WEIGHTS"]
+    check_config(tiny_cfg(*keys, "(2, 4)"), world_size=2)
+    with pytest.raises(ConfigError, match="'per_entry' on 2 processes"):
+        check_config(tiny_cfg(*keys, "(3, 5)"), world_size=2)
+    mixture = [*keys[:2], "DATALOADER.SCHEDULE", "size", "SOLVER.IMS_PER_BATCH", "4"]
+    with pytest.raises(ConfigError, match="'per_entry' on 2 processes"):
+        check_config(tiny_cfg(*mixture), world_size=2)
 
 
 def test_sync_batch_norm_of_torch_needs_gpus(tiny_cfg):

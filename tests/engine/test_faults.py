@@ -106,6 +106,7 @@ TWO = {
     "never the second": ["DATALOADER.SCHEDULE", "fixed", "DATALOADER.WEIGHTS", "(4, 0)"],
     "different, sequential": [*FPN, "DATALOADER.SCHEDULE", "weights", "DATALOADER.WEIGHTS", "(1.0, 1.0)"]
     + ["SOLVER.STEP_MODE", "sequential"],
+    "per entry": ["SOLVER.IMS_PER_BATCH", "4", "SOLVER.STEP_MODE", "per_entry"],
     "fused, bfloat16": ["SOLVER.IMS_PER_BATCH", "4", "SOLVER.AMP.ENABLED", "True"],
     "sequential, bfloat16": ["SOLVER.IMS_PER_BATCH", "4", "SOLVER.AMP.ENABLED", "True"]
     + ["SOLVER.STEP_MODE", "sequential"],
