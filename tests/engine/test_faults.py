@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from run_state import assert_same, drawn, final_state
 
 from multiseg_d2.checkpoint.file import read_checkpoint
@@ -111,6 +112,19 @@ TWO = {
     "sequential, bfloat16": ["SOLVER.IMS_PER_BATCH", "4", "SOLVER.AMP.ENABLED", "True"]
     + ["SOLVER.STEP_MODE", "sequential"],
 }
+
+
+def test_what_is_saved_is_what_every_process_goes_on_with(start, tmp_path):
+    """Norms that are not synchronised count their own images: statistics drift apart until a checkpoint is written."""
+    run = start(
+        "SOLVER.MAX_ITER", "3", "SOLVER.IMS_PER_BATCH", "4", fault="show_buffers@0@0,show_buffers@0@1", processes=2
+    )
+    assert run.wait() == [0, 0], run.text()
+    ours, other = (torch.load(tmp_path / "out" / f"buffers_{rank}.pth") for rank in range(2))
+    saved = read_checkpoint(tmp_path / "out" / "model_final.pth")["model"]
+    statistics = [key for key in ours if "running" in key]
+    assert statistics and all(torch.equal(ours[key], other[key]) for key in ours)
+    assert all(torch.equal(ours[key], saved[key]) for key in statistics)
 
 
 @pytest.mark.parametrize("mode", TWO)

@@ -34,6 +34,7 @@ from detectron2.utils import comm  # noqa: E402
 
 import train_net  # noqa: E402
 from multiseg_d2.engine import Trainer, argument_parser, launch  # noqa: E402
+from multiseg_d2.engine.ranks import unwrapped  # noqa: E402
 from multiseg_d2.engine.self_training.labelling import LabelWriter  # noqa: E402
 
 CLASSES = {"tiny_a": ("dark", "grey", "light"), "tiny_b": ("low", "high"), "tiny_c": ("black", "white")}
@@ -244,6 +245,12 @@ class FaultyTrainer(Trainer):
 
     def build_hooks(self):
         return [*super().build_hooks(), Rounds() if os.environ.get("TINY_ROUNDS") else None]
+
+    def after_train(self):
+        super().after_train()
+        if is_ordered("show_buffers"):
+            buffers = dict(unwrapped(self.model).named_buffers())
+            torch.save(buffers, Path(self.cfg.OUTPUT_DIR, f"buffers_{comm.get_rank()}.pth"))
 
     @classmethod
     def build_train_loader(cls, cfg, start_step=0, **data):

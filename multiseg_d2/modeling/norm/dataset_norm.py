@@ -333,8 +333,9 @@ def _update_running(branch: nn.BatchNorm2d, total: Tensor, mean: Tensor, var: Te
         return
     used = (total > 0) & total.isfinite()  # infinite: the running statistics themselves, see `_by_running`
     branch.num_batches_tracked.add_(used)
-    factor = 1.0 / branch.num_batches_tracked.clamp(min=1) if branch.momentum is None else branch.momentum
-    factor = torch.where(used, factor, 0.0).to(mean.dtype)
+    batches = branch.num_batches_tracked.clamp(min=1).to(mean.dtype)
+    share = 1 / batches if branch.momentum is None else torch.full_like(batches, branch.momentum)
+    factor = torch.where(used, share, torch.zeros_like(share))
     total = torch.where(used, total, 1.0)
     unbiased = var * (total / (total - 1).clamp(min=1)).to(var.dtype)
     branch.running_mean.lerp_(mean.to(branch.running_mean.dtype), factor)

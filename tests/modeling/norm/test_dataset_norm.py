@@ -189,6 +189,80 @@ def test_it_raises_rather_than_guesses():
         layer(images(1, size=(1, 1)))
 
 
+NOT_DENSE = {
+    "channel chunk": lambda x: torch.cat([x, x], 1).chunk(2, 1)[1],
+    "crop": lambda x: torch.nn.functional.pad(x, (1, 2, 1, 1))[..., 1:-1, 1:-2],
+    "stride slice": lambda x: x.repeat_interleave(2, -1)[..., ::2],
+    "expand": lambda x: x[..., :1].expand(x.shape),
+    "transpose": lambda x: x.transpose(2, 3),
+    "channels-last chunk": lambda x: torch.cat([x, x], 1).contiguous(memory_format=torch.channels_last).chunk(2, 1)[0],
+    "every second image": lambda x: x.repeat_interleave(2, 0)[::2],
+}
+
+
+@pytest.mark.parametrize("view", NOT_DENSE)
+def test_inputs_that_are_views_of_others_are_normalised_alike(view):
+    layer, plain = layer_and_plain()
+    x = images(5).requires_grad_()
+    y = x.detach().clone().requires_grad_()
+    seen = NOT_DENSE[view](x)
+    assert not seen.is_contiguous()
+    with active_datasets([("camvid", 2), ("coco", 3)]):
+        out = layer(seen)
+    dense = NOT_DENSE[view](y).contiguous()
+    want = torch.cat([plain["camvid"](dense[:2]), plain["coco"](dense[2:])])
+    grad = images(5, 7, size=tuple(out.shape[-2:]))
+    out.backward(grad)
+    want.backward(grad)
+    torch.testing.assert_close(out, want)
+    torch.testing.assert_close(x.grad, y.grad)
+    for name, norm in plain.items():
+        assert_same_state(layer.branches[name], norm)
+
+
+def set_on_layer(layer):
+    layer.eps = 0.5
+
+
+def set_on_branches(layer):
+    for module in layer.modules():  # as scripts for plain models do
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = 0.5
+
+
+@pytest.mark.parametrize("change", [set_on_layer, set_on_branches])
+@pytest.mark.parametrize("groups", GROUPS)
+@pytest.mark.parametrize("training", [True, False])
+def test_an_eps_that_is_changed_later_counts_everywhere(change, groups, training):
+    layer, plain = layer_and_plain()
+    layer.train(training)
+    change(layer)
+    assert layer.eps == 0.5 and "eps=0.5" in repr(layer)
+    x = images(sum(count for _, count in groups))
+    with active_datasets(groups):
+        out = layer(x)
+    want = []
+    for (name, count), part in zip(groups, x.split([count for _, count in groups])):
+        plain[name].train(training).eps = 0.5
+        want += [plain[name](part)] if count else []
+    torch.testing.assert_close(out, torch.cat(want))
+
+
+def test_momentum_can_be_changed_later_too():
+    layer, _ = layer_and_plain()
+    layer.momentum = None
+    assert all(branch.momentum is None for branch in layer.branches.values()) and layer.momentum is None
+
+
+def test_a_single_value_without_running_statistics_is_an_error_that_says_so():
+    layer, _ = layer_and_plain(track_running_stats=False)
+    with (
+        active_datasets([("camvid", 3), ("coco", 1)]),
+        pytest.raises(ValueError, match=r"\['coco'\] need more than 1 value per channel"),
+    ):
+        layer(images(4, size=(1, 1)))
+
+
 def test_a_single_value_in_a_mixed_step_is_normalised_by_running_statistics(caplog):
     """A mixture gives a dataset one image by chance; at a pooled map of 1 x 1 that has no variance."""
     layer, plain = layer_and_plain()

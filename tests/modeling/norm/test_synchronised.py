@@ -79,6 +79,8 @@ def run_rank(rank, port, folder):
     results["evaluation"] = evaluate_on_one_rank_only(rank)
     results["one value"] = one_value_in_all(rank)
     results["mixed"] = one_value_in_a_mixture(rank)
+    results["constant"] = constant_channels(rank)
+    results["double"] = in_double_precision(rank)
     results["ddp"] = distributed_data_parallel(rank)
     torch.save(results, f"{folder}/{rank}.pth")
     dist.barrier()
@@ -118,6 +120,31 @@ def one_value_in_a_mixture(rank):
 def mixture_input(rank):
     torch.manual_seed(20 + rank)
     return torch.randn(3 - rank, C, 1, 1)
+
+
+#: Of 30 values on one rank and 45 on the other, E[x^2] - E[x]^2 comes out as -0.0078, far below -eps.
+CONSTANTS = torch.tensor([8207508.5, 7893528.5, 8095036.5, 7835914.5])
+
+
+def constant_channels(rank):
+    with active_datasets([("camvid", rank + 2)]):
+        return make_layer()(CONSTANTS.view(1, C, 1, 1).expand(rank + 2, C, 3, 5).clone()).detach()
+
+
+def double_input(rank):
+    torch.manual_seed(30 + rank)
+    return torch.randn(2 + rank, C, 3, 2, dtype=torch.float64) * 0.1 + 100
+
+
+def in_double_precision(rank):
+    """Each branch with an eps of its own."""
+    layer = make_layer().double()
+    layer.branches["coco"].eps = 0.25
+    x = double_input(rank).requires_grad_()
+    with active_datasets([("camvid", 1), ("coco", 1 + rank)]):
+        out = layer(x)
+    (out * torch.arange(out.numel()).view_as(out)).sum().backward()
+    return {"out": out.detach(), "grad": x.grad, "state": layer.state_dict()}
 
 
 def make_net(sync):
@@ -237,6 +264,38 @@ def test_one_value_in_a_mixture_is_normalised_by_running_statistics(ranks):
     coco.load_state_dict(make_layer().branches["coco"].state_dict())
     coco(torch.cat([mixture_input(0)[1:], mixture_input(1)]))
     torch.testing.assert_close(ranks[1]["mixed"]["state"]["branches.coco.running_var"], coco.running_var)
+
+
+def test_constant_channels_far_from_zero_have_no_negative_variance(ranks):
+    exact = CONSTANTS.double()
+    mean = (30 * exact + 45 * exact) / 75
+    assert ((30 * exact.square() + 45 * exact.square()) / 75 - mean.square()).max() < -1e-3  # these are such channels
+    layer = make_layer()
+    bias = layer.branches["camvid"].bias.detach().view(1, C, 1, 1)
+    for rank in range(2):
+        assert ranks[rank]["constant"].isfinite().all()
+        # what is left of the rounded mean is divided by sqrt(eps)
+        assert (
+            (ranks[rank]["constant"] - bias).abs() < 2**-24 * CONSTANTS.view(1, C, 1, 1) * 1.5 / 1e-5**0.5 * 2
+        ).all()
+
+
+def test_double_precision_stays_double_and_each_branch_has_its_eps(ranks):
+    layer = make_layer().double()
+    layer.branches["coco"].eps = 0.25
+    xs = [double_input(rank).requires_grad_() for rank in range(2)]
+    outs = {
+        "camvid": layer.branches["camvid"](torch.cat([x[:1] for x in xs])).split(1),
+        "coco": layer.branches["coco"](torch.cat([x[1:] for x in xs])).split([1, 2]),
+    }
+    wants = [torch.cat([outs[name][rank] for name in ("camvid", "coco")]) for rank in range(2)]
+    sum((want * torch.arange(want.numel()).view_as(want)).sum() for want in wants).backward()
+    for rank, (x, want) in enumerate(zip(xs, wants)):
+        got = ranks[rank]["double"]
+        torch.testing.assert_close(got["out"], want.detach(), rtol=1e-8, atol=1e-8)
+        torch.testing.assert_close(got["grad"], x.grad, rtol=1e-7, atol=1e-7)
+        for key, value in layer.state_dict().items():
+            torch.testing.assert_close(got["state"][key], value, rtol=1e-9, atol=1e-9, msg=key)
 
 
 @pytest.mark.parametrize("sync", [True, False])
