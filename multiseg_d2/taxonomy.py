@@ -101,8 +101,11 @@ class Taxonomy:
         content = read_yaml(path, TaxonomyError)
         if not isinstance(content, dict) or not {"concepts"} <= set(content) <= {"concepts", "main_of_classes"}:
             raise TaxonomyError(f"{path}: the top-level keys are `concepts` and, if need be, `main_of_classes`")
+        mains = content.get("main_of_classes", {})
+        if not isinstance(mains, dict) or not all(isinstance(given, dict) for given in mains.values()):
+            raise TaxonomyError(f"{path}: main_of_classes: must be dataset -> class -> concept")
         concepts = {n: _parse_concept(n, c or {}, path) for n, c in content["concepts"].items()}
-        return cls(concepts, main_of_classes=content.get("main_of_classes"), where=str(path))
+        return cls(concepts, main_of_classes=mains, where=str(path))
 
     @classmethod
     def exact_names(cls, vocabularies: Mapping[str, Sequence[str]]) -> Taxonomy:

@@ -57,6 +57,9 @@ def test_leaves_are_the_universal_classes_and_classes_cover_them(tmp_path):
             "  a: {main: b}\n  b: {parents: [a]}\n  c: {parents: [b]}\n  d: {parents: [a]}\n  e: {parents: [b]}\n",
             "no `main` of its",
         ),
+        ("  a: {}\nmain_of_classes: [a]\n", "main_of_classes: must be dataset -> class -> concept"),
+        ("  a: {classes: {x: y}}\nmain_of_classes: {x: {yy: a}}\n", "does not list class 'yy' of 'x'.*'y'"),
+        ("  a: {classes: {x: y}}\n  b: {parents: [a]}\n  c: {parents: [a]}\nmain_of_classes: {x: {y: bb}}\n", "'b'"),
         (
             "  a: {main: c}\n  b: {parents: [a], main: d}\n  c: {parents: [b]}\n  d: {parents: [b]}\n",
             "'a' and 'b' share 'c' and 'd', but each calls another",
