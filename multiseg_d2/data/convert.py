@@ -105,6 +105,8 @@ def _convert_one(convert: Callable, mode: str, job: Job) -> tuple[str, str]:
     if there and mode == "keep":
         return "kept", ""
     try:
+        if there and _is_source(job):
+            raise ConversionError("is what the conversion reads: it would be lost")
         result = convert(job.source)
         content, remark = result if isinstance(result, tuple) else (result, "")
         if there and _same(job.target, content):
@@ -115,6 +117,11 @@ def _convert_one(convert: Callable, mode: str, job: Job) -> tuple[str, str]:
         return ("replaced" if there else "written"), remark
     except Exception as problem:  # whatever one file does to its reader, the others are converted and it is named
         return "failed", f"{job.target}: {type(problem).__name__}: {problem}"
+
+
+def _is_source(job: Job) -> bool:
+    source = job.source
+    return isinstance(source, str) and os.path.exists(source) and os.path.samefile(job.target, source)
 
 
 def _same(path: str, content: np.ndarray | bytes) -> bool:

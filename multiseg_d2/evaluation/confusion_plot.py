@@ -47,7 +47,8 @@ def confusion_plot(matrix: np.ndarray, classes: Sequence[str], title: str = "") 
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # no global state, no display
     from matplotlib.figure import Figure
 
-    worst = [f"{true} as {other}: {100 * share:.0f} %" for true, other, share in top_confusions(matrix, classes)]
+    confused = [item for item in top_confusions(matrix, classes) if item[2] >= 0.005]  # those that are not "0 %"
+    worst = [f"{true} as {other}: {100 * share:.0f} %" for true, other, share in confused]
     if len(classes) > _NUMBERS_UP_TO and matrix.any():
         matrix, classes = _occurring(matrix, classes)
     void = matrix[:, len(classes) :].any()
@@ -55,11 +56,11 @@ def confusion_plot(matrix: np.ndarray, classes: Sequence[str], title: str = "") 
     columns = [*classes, "void"] if void else list(classes)
     cell, font = _scale(len(classes))
     # In inches, placed by hand: matplotlib's own layout takes many seconds for hundreds of names.
-    names = 0.2 + max(map(len, columns)) * font * 0.62 / 72
+    names = 0.1 + _longest(columns, font) / 72
     left, bottom, width, height = names + 0.4, names + 0.4, cell * len(columns), cell * len(classes)
     lines = _lines(worst, max(60, int(12 * width)))
     mirrored = names * (len(classes) > _NUMBERS_UP_TO)  # names on all four sides
-    full_width = left + max(width, 4.0) + mirrored + 1.6
+    full_width = max(left + width + mirrored + 1.3, 5.6)
     full_height = bottom + height + mirrored + 0.4 + 0.19 * len(lines)
     figure = Figure(figsize=(full_width, full_height), dpi=100)
 
@@ -68,7 +69,9 @@ def confusion_plot(matrix: np.ndarray, classes: Sequence[str], title: str = "") 
 
     image = _draw_cells(place(left, bottom, width, height), shares, classes, columns, font)
     bar_height = min(height, 4.0)
-    bar = figure.colorbar(image, cax=place(full_width - 1.2, bottom + (height - bar_height) / 2, 0.2, bar_height))
+    bar = figure.colorbar(
+        image, cax=place(left + width + mirrored + 0.3, bottom + (height - bar_height) / 2, 0.2, bar_height)
+    )
     ticks = (0, 1, 5, 10, 25, 50, 75, 100)
     bar.set_ticks([t / 100 for t in ticks], labels=[f"{t} %" for t in ticks])
     x = 0.12 / full_width
@@ -112,6 +115,15 @@ def _shares(matrix: np.ndarray) -> np.ndarray:
 def _occurring(matrix: np.ndarray, classes: Sequence[str]) -> tuple[np.ndarray, list[str]]:
     kept = np.flatnonzero(matrix.sum(1) + matrix[:, : len(classes)].sum(0))
     return matrix[np.ix_(kept, [*kept, len(classes)])], [classes[c] for c in kept]
+
+
+def _longest(names: Sequence[str], size: float) -> float:
+    """Width of the longest name in points."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import TextToPath
+
+    measure, font = TextToPath().get_text_width_height_descent, FontProperties(size=size)
+    return max(measure(name, font, False)[0] for name in names)
 
 
 def _scale(num_classes: int) -> tuple[float, float]:

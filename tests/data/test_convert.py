@@ -102,3 +102,14 @@ def test_lists(tmp_path):
     assert write_list(path, ["a", "b"], parse(["--verify"])) == 0
     assert write_list(path, ["c"], parse([])) == 1 and path.read_text() == "a\nb\n"
     assert write_list(path, ["c"], parse(["--overwrite"])) == 0 and path.read_text() == "c\n"
+
+
+def test_what_is_read_is_never_written_over(tmp_path, capsys):
+    source = tmp_path / "1.png"
+    source.write_bytes(b"the only copy")
+    options = conversion_parser("test").parse_args(["--overwrite", "--root", str(tmp_path), "--workers", "1"])
+    (tmp_path / "link.png").symlink_to(source)
+    for target in (source, tmp_path / "link.png"):
+        job = Job(str(target), str(source))
+        assert convert_files([job], lambda _path: np.zeros((2, 2), np.uint8), options, "files") == 1
+        assert "it would be lost" in capsys.readouterr().err and source.read_bytes() == b"the only copy"

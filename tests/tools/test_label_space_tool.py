@@ -103,3 +103,13 @@ def test_the_readme_has_the_table_of_all_datasets(tool):
 def test_unknown_dataset_is_named(tool):
     with pytest.raises(SystemExit, match="no dataset 'camvidd'"):
         tool.main(["show", "camvidd"])
+
+
+def test_a_spec_may_be_named_as_well_as_its_dataset(tool, capsys):
+    """camvid_full and camvid are two layouts of one dataset."""
+    tool.main(["relate", "camvid_full", "cityscapes"])
+    by_spec = capsys.readouterr().out
+    tool.main(["relate", "camvid", "cityscapes"])
+    assert capsys.readouterr().out == by_spec
+    with pytest.raises(SystemExit, match="no dataset 'camvid_ful'.*did you mean 'camvid_full'"):
+        tool.main(["show", "camvid_ful"])

@@ -138,3 +138,28 @@ def test_bad_files_are_named_and_the_others_drawn(show, tmp_path, capsys, fault)
 def test_unknown_entries_get_a_suggestion(tool, tmp_path, capsys):
     assert tool.main(["camvid_trian", "--output", str(tmp_path)]) == 2
     assert "did you mean 'camvid_train'" in capsys.readouterr().err
+
+
+def test_the_specs_of_the_config_are_known(tool, show, tmp_path, monkeypatch):
+    """An entry that only DATASETS.SPECS of the config names is found, and asked for by its dataset."""
+    assert show() == 0  # writes the spec and the files
+    specs = tmp_path / "shown.yaml"
+    unregister_dataset("shown")
+    config = tmp_path / "config" / "cfg.yaml"
+    config.parent.mkdir()
+    config.write_text(f'DATASETS: {{TRAIN: ["shown_train"], SPECS: ["{specs}"]}}')
+    asked = []
+
+    class Predictor:
+        image_format = "RGB"
+
+        def __init__(self, cfg, space, norm):
+            asked.append((tuple(cfg.DATASETS.SPECS), space, norm))
+
+        def __call__(self, image, name):
+            return np.zeros(image.shape[:2], np.uint8)
+
+    monkeypatch.setattr(tool, "Predictor", Predictor)
+    out = tmp_path / "again"
+    assert tool.main(["shown_train", "--config-file", str(config), "--output", str(out)]) == 0
+    assert asked == [((str(specs),), "shown", "")] and list(out.rglob("*.png"))
