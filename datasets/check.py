@@ -16,7 +16,6 @@ import sys
 from collections.abc import Sequence
 
 import numpy as np
-from detectron2.data import DatasetCatalog
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -24,11 +23,14 @@ from rich.table import Table
 from multiseg_d2.atomic_file import write_atomically
 from multiseg_d2.data.check import KINDS, SplitReport, check_splits, splits_on_disk
 from multiseg_d2.data.files import data_root
+from multiseg_d2.data.pairing import DatasetFilesError
 from multiseg_d2.data.parallel import default_workers
-from multiseg_d2.data.register import RegistrationError, register_dataset, unregister_dataset
+from multiseg_d2.data.register import RegistrationError, is_registered, register_dataset, unregister_dataset
 from multiseg_d2.data.spec import SpecError, SplitSpec, load_spec, packaged_specs
+from multiseg_d2.data.views import view_of_split
 from multiseg_d2.label_space import IGNORE, ILLEGAL
 from multiseg_d2.taxonomy import TaxonomyError
+from multiseg_d2.view_name import ViewNameError, parse_view
 
 #: Problems shown per kind and split; --json has all of them.
 SHOWN = 10
@@ -40,8 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(width=None if sys.stdout.isatty() else 150, highlight=False)
     root = options.root or data_root()
     try:
-        splits = choose(options.names)
-    except (SpecError, RegistrationError, TaxonomyError) as problem:
+        splits = choose(options.names, root)
+    except (SpecError, RegistrationError, TaxonomyError, ViewNameError, DatasetFilesError) as problem:
         print(problem, file=sys.stderr)
         return 2
     if options.all:
@@ -57,9 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Command line -> options; ``names`` holds every packaged spec for ``--all``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "names", nargs="*", metavar="NAME", help="spec (camvid), split (camvid_val) or spec file (my.yaml)"
-    )
+    names = "spec (camvid), split (camvid_val), view of a split (camvid_train[:30]) or spec file (my.yaml)"
+    parser.add_argument("names", nargs="*", metavar="NAME", help=names)
     parser.add_argument("--all", action="store_true", help="every packaged dataset that is there")
     parser.add_argument("--part", action="store_true", help="fewer images than there are officially are no error")
     parser.add_argument("--root", help="data root (default: $DETECTRON2_DATASETS, else ./datasets)")
@@ -73,11 +74,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def choose(names: Sequence[str]) -> list[SplitSpec]:
+def choose(names: Sequence[str], root: str) -> list[SplitSpec]:
     """The splits that the names stand for, each once.
 
     Raises:
         SpecError: a name is neither a packaged spec, nor one of its splits, nor a spec file.
+        ViewNameError, DatasetFilesError: a view of a split is none, or asks for more images than there are.
         RegistrationError, TaxonomyError: a spec file contradicts the packaged specs or the taxonomy.
     """
     chosen: dict[str, SplitSpec] = {}
@@ -88,7 +90,11 @@ def choose(names: Sequence[str]) -> list[SplitSpec]:
     for name in names:
         if name.endswith((".yaml", ".yml")):
             try_to_register(name)
-        found = [by_entry[name]] if name in by_entry else load_spec(name).splits.values()
+        view = parse_view(name)
+        if view is not None and view.entry in by_entry:
+            found = [view_of_split(by_entry[view.entry], view, root)]
+        else:
+            found = [by_entry[name]] if name in by_entry else load_spec(name).splits.values()
         chosen.update((split.entry, split) for split in found)
     return list(chosen.values())
 
@@ -100,7 +106,7 @@ def try_to_register(path: str) -> None:
         SpecError, RegistrationError, TaxonomyError: training could not register it either.
     """
     spec = load_spec(path)
-    there = any(split.entry in DatasetCatalog for split in spec.splits.values())
+    there = is_registered(spec.name)
     register_dataset(path)
     if not there:
         unregister_dataset(spec.name)
@@ -129,6 +135,10 @@ def show(console: Console, reports: Sequence[SplitReport], root: str, named: set
     for report in reports:
         if report.entry in failed:
             show_problems(console, report)
+        if report.unmatched:
+            found = f"{len(report.unmatched)}, for example {', '.join(report.unmatched[:3])}"
+            note = f"{report.entry}: pictures that no pattern of the spec takes: {found}"
+            console.print(f"[yellow]note[/yellow] {escape(note)}", soft_wrap=True)
     bad = f"[red]{len(failed)} of {len(reports)} splits have errors[/red]" if failed else "[green]no errors[/green]"
     console.print(bad)
     return failed
@@ -187,10 +197,15 @@ def show_problems(console: Console, report: SplitReport) -> None:
     console.print(f"\n[bold]{report.entry}[/bold]")
     for kind, problems in report.by_kind().items():
         console.print(f"  [red]{KINDS[kind]}[/red] ({len(problems)})")
-        for problem in problems[:SHOWN]:
-            console.print(f"    {escape(problem.message)}", soft_wrap=True)
-        if len(problems) > SHOWN:
-            console.print(f"    ... and {len(problems) - SHOWN} more (--json FILE lists all)")
+        alike: dict[str, list[str]] = {}  # what is said of many files is said once
+        for problem in problems:
+            said = problem.message.replace(problem.file, "") if problem.file else problem.message
+            alike.setdefault(said, []).append(problem.message)
+        for messages in list(alike.values())[:SHOWN]:
+            more = f" [and of {len(messages) - 1} more files the same]" if len(messages) > 1 else ""
+            console.print(f"    {escape(messages[0] + more)}", soft_wrap=True)
+        if len(alike) > SHOWN:
+            console.print(f"    ... and {len(alike) - SHOWN} more (--json FILE lists all)")
 
 
 def as_json(report: SplitReport, failed: set[str]) -> dict:

@@ -34,10 +34,12 @@ from multiseg_d2.data.files import DatasetFilesError
 from multiseg_d2.data.labels import label_path, read_local_label
 from multiseg_d2.data.register import RegistrationError, register_dataset
 from multiseg_d2.data.spec import SpecError
+from multiseg_d2.data.views import register_views
 from multiseg_d2.engine import CheckpointError, ConfigError, Predictor, load_config, register_config
 from multiseg_d2.evaluation import pictures
 from multiseg_d2.evaluation.prediction_files import InputError, check_targets
 from multiseg_d2.label_space import LabelSpace
+from multiseg_d2.view_name import ViewNameError
 from multiseg_d2.yaml_file import did_you_mean
 
 CONSOLE = Console(stderr=True)
@@ -45,6 +47,10 @@ CONSOLE = Console(stderr=True)
 
 def choose(catalog: str, number: int, wanted: Sequence[str]) -> list[tuple[int, dict[str, Any]]]:
     """(position, dataset dict) of what is shown: the images named in ``wanted``, else ``number`` spread evenly."""
+    try:
+        register_views([catalog])
+    except ViewNameError as problem:
+        raise InputError(str(problem)) from None
     if catalog not in DatasetCatalog.list():
         raise InputError(f"{catalog!r} is not registered{did_you_mean(catalog, DatasetCatalog.list())}")
     records = DatasetCatalog.get(catalog)

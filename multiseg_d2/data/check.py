@@ -54,6 +54,7 @@ class SplitReport:
         classes: C class names.
         expected: official number of images, None where there is none.
         images, labels: number of files found.
+        unmatched: pictures beside the images that no pattern of the spec takes; not an error.
         present: False where not even the folder of the images is there.
         checked: number of images that were opened.
         problems: everything that is wrong.
@@ -67,6 +68,7 @@ class SplitReport:
     expected: int | None = None
     images: int = 0
     labels: int = 0
+    unmatched: tuple[str, ...] = ()
     present: bool = True
     checked: int = 0
     problems: list[Problem] = field(default_factory=list)
@@ -154,7 +156,7 @@ def _pair(split: SplitSpec, root: str, part: bool) -> tuple[SplitReport, list[Re
     except DatasetFilesError as problem:
         report.problems.append(Problem("missing", str(problem)))
         return report, []
-    report.images, report.labels = len(found.images), len(found.labels)
+    report.images, report.labels, report.unmatched = len(found.images), len(found.labels), found.unmatched
     if split.count is not None and report.images != split.count and not part:
         counts = f"{split.entry}: {report.images} images found, {split.count} expected (--part: that is on purpose)"
         report.problems.append(Problem("count", counts))

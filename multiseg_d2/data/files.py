@@ -48,7 +48,7 @@ def list_pairs(split: SplitSpec, root: str) -> list[dict[str, Any]]:
         _refuse_strays(split, root, found)
     if found.unmatched:
         logger.warning(
-            "%s: %d pictures beside the images match no pattern of the spec and are left out: %s",
+            "%s: pictures beside the images that no pattern of the spec takes are left out: %d (%s)",
             split.entry,
             len(found.unmatched),
             some(found.unmatched),

@@ -31,6 +31,7 @@ __all__ = [
     "RegistrationError",
     "current_taxonomy",
     "data_root",
+    "is_registered",
     "named_spaces",
     "register_dataset",
     "register_from_config",
@@ -173,6 +174,11 @@ def unregister_dataset(name: str) -> list[str]:
         MetadataCatalog.pop(entry, None)
     _rebuild(_state.base, _state.used)  # universal classes that this dataset brought along go with it
     return removed
+
+
+def is_registered(name: str) -> bool:
+    """Whether a spec of this name is registered."""
+    return name in _state.specs
 
 
 def _register(spec: DatasetSpec) -> list[str]:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog
 
+from ..data.views import register_views
+from ..view_name import ViewNameError
 from ..yaml_file import did_you_mean
 
 __all__ = ["IMAGES", "InputError", "Picture", "check_targets", "find_pictures"]
@@ -57,6 +59,10 @@ def find_pictures(source: str, output: Path) -> list[Picture]:
             raise InputError(f"{source}: no pictures ({', '.join(sorted(IMAGES))}) in this folder")
         targets = _distinct_names([str(file.relative_to(path)) for file in files])
         return [Picture(str(file), target, folder=source) for file, target in zip(files, targets)]
+    try:
+        register_views([source])
+    except ViewNameError as problem:
+        raise InputError(f"{source}: neither a file nor a folder; {problem}") from None
     if source in DatasetCatalog.list():
         records = DatasetCatalog.get(source)
         targets = _distinct_names([str(record["image_id"]) for record in records])

@@ -93,7 +93,7 @@ def test_pictures_that_no_pattern_takes_are_named(tmp_path, caplog):
     touch(tmp_path, "im/a.jpg", "im/b.jpeg", "im/c.png", "im/readme.txt", "im/a_gt.png")
     assert ids_of(tmp_path, labels="./im/{id}_gt.png") == ["a"]
     (message,) = [r.getMessage() for r in caplog.records]
-    assert "2 pictures beside the images match no pattern" in message and "b.jpeg" in message and "c.png" in message
+    assert "no pattern of the spec takes are left out: 2" in message and "b.jpeg" in message and "c.png" in message
     assert "a_gt" not in message and "readme" not in message
 
 

@@ -341,3 +341,43 @@ def test_a_part_of_a_list_is_enough_with_part(check, little):
     (little / "little/labels/train/city/001.png").unlink()
     code, _, report = check(spec, "--part")
     assert code == 1 and "city/001" in str(report["little_train"]["problems"])
+
+
+def test_views_of_a_split(script, capsys, tmp_path):
+    folder = tmp_path / "CamVid"
+    for number in range(5):
+        for kind in ("train", "trainannot"):
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+            array = np.zeros((6, 8, 3) if kind == "train" else (6, 8), np.uint8)
+            Image.fromarray(array).save(folder / kind / f"{number}.png")
+    report = tmp_path / "report.json"
+    split = load_spec("camvid").splits["train"]
+    for pattern, kind in ((split.images[0], "train"), (split.labels[0], "trainannot")):
+        place = tmp_path / pattern.split("{id}")[0]
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if not place.exists():
+            (folder / kind).rename(place)
+    arguments = ["--root", str(tmp_path), "--workers", "1", "--json", str(report)]
+    assert script("check").main(["camvid_train[:2]", "camvid_train[2:4]/unlabelled", *arguments]) == 0
+    found = json.loads(report.read_text())["splits"]
+    assert {n: (s["images"], s["labels"], s["checked"]) for n, s in found.items()} == {
+        "camvid_train[:2]": (2, 2, 2),
+        "camvid_train[2:4]/unlabelled": (2, 0, 2),
+    }
+    assert script("check").main(["camvid_train[:9]", *arguments]) == 2
+    assert "camvid_train has only 5 images" in capsys.readouterr().err
+    assert script("check").main(["camvid_train[9]", *arguments]) == 2
+
+
+def test_what_is_said_of_many_files_is_said_once(check, little):
+    for number in range(4):
+        Image.fromarray(np.zeros((6, 8, 3), np.uint8)).save(little / f"little/labels/train/city/{number:03d}.png")
+    code, out, report = check()
+    assert code == 1 and len(only_problem(report["little_train"], "file")) == 4
+    assert out.count("one id per pixel") == 1 and "[and of 3 more files the same]" in out
+
+
+def test_pictures_that_no_pattern_takes_are_noted(check, little):
+    (little / "little/images/train/city/000.jpeg").write_bytes(b"")
+    code, out, _ = check()
+    assert code == 0 and "pictures that no pattern of the spec takes: 1, for example" in out and "000.jpeg" in out
