@@ -24,6 +24,7 @@ from detectron2.utils.file_io import PathManager
 from torch import Tensor
 
 from ..atomic_file import write_atomically
+from .names import KNOWN_FILES
 
 __all__ = [
     "BrokenCheckpointError",
@@ -278,7 +279,9 @@ def read_state(path: str) -> tuple[dict[str, Tensor | np.ndarray], str, dict[str
     except OSError as error:  # of a download, too
         raise CheckpointError(f"{path} cannot be fetched: {error}") from error
     if not Path(local).is_file():
-        raise CheckpointError(f"MODEL.WEIGHTS: there is no file {path}")
+        source = KNOWN_FILES.get(Path(path).name)
+        advice = f". Download {source} and put it there; docs/backbones.md has other ways to start" if source else ""
+        raise CheckpointError(f"MODEL.WEIGHTS: there is no file {path}{advice}")
     check_kind(local)
     if local.endswith(".pkl"):
         raw = read_pickle(local)

@@ -8,7 +8,15 @@ from dataclasses import dataclass
 
 from detectron2.checkpoint.c2_model_loading import convert_basic_c2_names
 
-__all__ = ["CAFFE_PIXELS", "KEY_FORMATS", "TORCHVISION_PIXELS", "KeyFormat", "PixelConvention", "register_key_format"]
+__all__ = [
+    "CAFFE_PIXELS",
+    "KEY_FORMATS",
+    "KNOWN_FILES",
+    "TORCHVISION_PIXELS",
+    "KeyFormat",
+    "PixelConvention",
+    "register_key_format",
+]
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,14 @@ class PixelConvention:
                 yield f"MODEL.PIXEL_{key} {list(wanted)}, not {list(given)}"
 
 
+#: Files that configs want, which nobody may pass on here: name -> where to get it.
+KNOWN_FILES = {
+    f"resnet{depth}-imagenet.pth": (
+        f"model/pretrained_resnet/resnet{depth}-imagenet.pth of sceneparsing.csail.mit.edu (MIT scene parsing, project "
+        "semantic-segmentation-pytorch)"
+    )
+    for depth in (18, 50, 101)
+}
 TORCHVISION_PIXELS = PixelConvention("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 CAFFE_PIXELS = PixelConvention("BGR", (103.53, 116.28, 123.675), (1.0, 1.0, 1.0))
 

