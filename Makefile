@@ -39,6 +39,7 @@ lint: setup
 format: setup
 	"$(PY)" -m ruff check --fix .
 	"$(PY)" -m ruff format .
+	"$(PY)" tools/config_page.py
 
 bench: setup
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; "$(PY)" "$$script" $(ARGS); done

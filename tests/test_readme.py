@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
@@ -23,6 +24,7 @@ import multiseg_d2
 from multiseg_d2.data.labels import read_local_label
 from multiseg_d2.data.register import register_from_config, unregister_dataset
 from multiseg_d2.data.spec import packaged_specs
+from multiseg_d2.engine import Trainer
 from multiseg_d2.engine.config_file import default_config, load_config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -283,3 +285,20 @@ def test_the_recipe_is_checked_by_the_script(my_city, monkeypatch, capsys):
         runpy.run_path(str(ROOT / "datasets/check.py"), run_name="__main__")
     out = capsys.readouterr().out
     assert end.value.code == 1 and str(label) in out and "9 (192 pixels)" in out
+
+
+def test_the_picture_from_python(tmp_path, monkeypatch):
+    """The block of the README as it stands, with the model that its config makes and random weights."""
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "Predictor(" in block]
+    assert len([line for line in code.splitlines() if line]) == 5
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    cfg = load_config("configs/quickstart/toy.yaml", ["MODEL.DEVICE", "cpu"])
+    weights = tmp_path / "output/quickstart/toy/model_final.pth"
+    weights.parent.mkdir(parents=True)
+    torch.save({"model": Trainer.build_model(cfg).state_dict()}, weights)
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (24, 40, 3), np.uint8)).save("street.png")
+    names: dict = {}
+    exec(code, names)
+    assert names["labels"].shape == (24, 40) and names["labels"].max() < names["predictor"].space.num_classes
+    assert names["predictor"].space.name == "toy_day" and names["cfg"].INPUT.FORMAT == "RGB"
