@@ -1,0 +1,103 @@
+"""Where the time of a training step goes, for a config: reading, forward, loss, backward, update.
+
+Images are read by the config's own mapper in this process (in training, workers do that meanwhile); the rest is measured
+in one process on the config's device. "loss" is the head's part from decoded features to losses, in "forward" is what
+comes before it. The mean of all steps after the first is printed, in processor time unless asked otherwise.
+
+    python benchmarks/step_time.py --config-file configs/quickstart/toy.yaml MODEL.DEVICE cpu
+    python benchmarks/step_time.py --config-file configs/cdcl/cs_bdd_r18.yaml --wall-time --steps 20
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+import multiseg_d2.modeling  # noqa: F401  isort: skip  (first: it lets Detectron2 be imported, and registers)
+from detectron2.utils.events import EventStorage
+
+from multiseg_d2.data.loader import build_train_loader
+from multiseg_d2.data.register import register_from_config
+from multiseg_d2.engine import load_config
+from multiseg_d2.engine.solver import build_optimizer
+from multiseg_d2.engine.trainer import Trainer
+from multiseg_d2.modeling.active import active_datasets
+
+PARTS = ("reading", "forward", "loss", "backward", "update")
+
+
+class Parts:
+    """Seconds by part."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock, self.seconds = clock, defaultdict(list)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Context whose time goes to a part."""
+        synchronize()
+        start = self.clock()
+        yield
+        synchronize()
+        self.seconds[name].append(self.clock() - start)
+
+
+def synchronize() -> None:
+    """Waits for a GPU."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def measure(cfg, steps: int, clock: Callable[[], float]) -> dict[str, list[float]]:
+    """Seconds of each part in every step but the first."""
+    model = Trainer.build_model(cfg).train()
+    head, parts = model.sem_seg_head, Parts(clock)
+    optimizer = build_optimizer(cfg, model)
+    batches = iter(build_train_loader(cfg))
+    with EventStorage():
+        for _ in range(steps + 1):
+            with parts.timed("reading"):
+                samples = next(batches)
+            with parts.timed("forward"):
+                batch = model.make_batch(samples)
+                with active_datasets(batch.groups):
+                    features = model.backbone(batch.images)
+            with parts.timed("loss"), active_datasets(batch.groups):
+                losses = head.losses(features, batch)
+            with parts.timed("backward"):
+                sum(losses.values()).backward()
+            with parts.timed("update"):
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+    return {name: values[1:] for name, values in parts.seconds.items()}
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", required=True)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--wall-time", action="store_true")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs of the config, last")
+    args = parser.parse_args()
+    cfg = load_config(args.config_file, args.opts)
+    cfg.defrost()
+    cfg.DATALOADER.NUM_WORKERS = 0  # so that reading is seen
+    register_from_config(cfg)
+    seconds = measure(cfg, args.steps, time.perf_counter if args.wall_time else time.process_time)
+    total = sum(sum(values) for values in seconds.values())
+    kind = "wall" if args.wall_time else "processor"
+    print(f"{args.config_file}: {args.steps} steps, {torch.get_num_threads()} threads, {kind} time per step")
+    for name in PARTS:
+        mean = sum(seconds[name]) / len(seconds[name])
+        print(f"  {name:10}{1000 * mean:9.1f} ms{100 * sum(seconds[name]) / total:7.1f} %")
+    print(f"  {'together':10}{1000 * total / args.steps:9.1f} ms")
+
+
+if __name__ == "__main__":
+    main()
