@@ -1,4 +1,4 @@
-"""Evaluating one 1024x2048 image, from a network's stride-8 scores to counts, beside Detectron2 and MMSegmentation's way.
+"""Evaluating one 1024x2048 image, from a network's stride-8 scores to counts, beside Detectron2 and MMSegmentation.
 
 All get the same float32 scores at an eighth of the size and read the same label PNG; they take turns, in processor
 time, so that other load on the machine meets all. The counts must agree. Detectron2's way is resizing, and its own

@@ -1,8 +1,8 @@
 """Where the time of a training step goes, for a config: reading, forward, loss, backward, update.
 
-Images are read by the config's own mapper in this process (in training, workers do that meanwhile); the rest is measured
-in one process on the config's device. "loss" is the head's part from decoded features to losses, in "forward" is what
-comes before it. The mean of all steps after the first is printed, in processor time unless asked otherwise.
+Images are read in this process (in training, workers do that meanwhile), the rest is done on the config's device as in
+a fused step. "forward" are backbone, decoder and classifiers, "loss" is what the head does outside its modules. The
+mean of all steps after the first is printed, in processor time unless asked otherwise.
 
     python benchmarks/step_time.py --config-file configs/quickstart/toy.yaml MODEL.DEVICE cpu
     python benchmarks/step_time.py --config-file configs/cdcl/cs_bdd_r18.yaml --wall-time --steps 20
@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import nn
 
 import multiseg_d2.modeling  # noqa: F401  isort: skip  (first: it lets Detectron2 be imported, and registers)
 from detectron2.utils.events import EventStorage
@@ -35,16 +36,39 @@ class Parts:
     """Seconds by part."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        self.clock, self.seconds = clock, defaultdict(list)
+        self.clock, self.seconds, self.moved, self.source, self.target = clock, defaultdict(list), 0.0, "", ""
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
         """Context whose time goes to a part."""
         synchronize()
-        start = self.clock()
+        start, self.moved = self.clock(), 0.0
         yield
         synchronize()
         self.seconds[name].append(self.clock() - start)
+        if name == self.source:
+            self.seconds[name][-1] -= self.moved
+            self.seconds[self.target][-1] += self.moved
+
+    def move_calls(self, module: nn.Module, source: str, target: str) -> None:
+        """What happens inside calls of a module's parts, while ``source`` is timed, is counted as ``target``."""
+        starts: list[float] = []
+
+        def enter(*_) -> None:
+            synchronize()
+            starts.append(self.clock())
+
+        def leave(*_) -> None:
+            synchronize()
+            taken = self.clock() - starts.pop()
+            if not starts:  # the outermost call
+                self.moved += taken
+
+        for part in module.modules():
+            if part is not module:
+                part.register_forward_pre_hook(enter)
+                part.register_forward_hook(leave)
+        self.source, self.target = source, target
 
 
 def synchronize() -> None:
@@ -57,6 +81,7 @@ def measure(cfg, steps: int, clock: Callable[[], float]) -> dict[str, list[float
     """Seconds of each part in every step but the first."""
     model = Trainer.build_model(cfg).train()
     head, parts = model.sem_seg_head, Parts(clock)
+    parts.move_calls(head, "loss", "forward")
     optimizer = build_optimizer(cfg, model)
     batches = iter(build_train_loader(cfg))
     with EventStorage():
