@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..label_space import IGNORE
+from ..sample import Sample
 
 __all__ = ["Batch", "count_valid", "group_by_dataset", "pad_and_stack", "runs"]
 
@@ -34,7 +36,7 @@ class Batch:
     targets: Tensor | None
     groups: tuple[tuple[str, int], ...]
     image_sizes: list[tuple[int, int]]
-    inputs: list[dict]
+    inputs: list[Sample]
     num_valid: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -77,7 +79,8 @@ class Batch:
             KeyError: none of the chosen samples has the key.
             ValueError: the values' leading axes differ, or one has another size than its image.
         """
-        samples, sizes = self.inputs[images], self.image_sizes[images]
+        samples = cast("list[dict[str, Any]]", self.inputs[images])  # any key will do
+        sizes = self.image_sizes[images]
         given = [sample[key] for sample in samples if key in sample]
         if not given:
             raise KeyError(f"no sample has {key!r}: {[sample.get('file_name') for sample in samples]}")
@@ -108,7 +111,7 @@ def runs(names: Sequence[str]) -> tuple[tuple[str, int], ...]:
     return tuple((name, count) for name, count in counts)
 
 
-def group_by_dataset(samples: Sequence[dict], order: Sequence[str] = ()) -> tuple[list[dict], list[int]]:
+def group_by_dataset(samples: Sequence[Sample], order: Sequence[str] = ()) -> tuple[list[Sample], list[int]]:
     """Sorts samples by dataset, keeping their order within each.
 
     Args:

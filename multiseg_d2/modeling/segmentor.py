@@ -12,6 +12,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_backbone, build_sem_se
 from torch import Tensor, nn
 
 from ..label_space import IGNORE, LabelSpace
+from ..sample import Sample
 from .active import active_datasets
 from .batch import Batch, count_valid, group_by_dataset, pad_and_stack, runs
 from .catalog import requested_space
@@ -91,7 +92,7 @@ class MultiDatasetSegmentor(nn.Module):
         return stand_in.unnameable(self.sem_seg_head, space) if stand_in else self.sem_seg_head.unnameable(space)
 
     def forward(
-        self, batched_inputs: list[dict], num_valid: Mapping[str, Tensor] | None = None
+        self, batched_inputs: list[Sample], num_valid: Mapping[str, Tensor] | None = None
     ) -> dict[str, Tensor] | list[Prediction]:
         """Losses in training, scores in evaluation.
 
@@ -118,7 +119,7 @@ class MultiDatasetSegmentor(nn.Module):
             return self.sem_seg_head.losses(self.backbone(batch.images), batch)
 
     def make_batch(
-        self, samples: Sequence[dict], with_targets: bool = True, num_valid: Mapping[str, Tensor] | None = None
+        self, samples: Sequence[Sample], with_targets: bool = True, num_valid: Mapping[str, Tensor] | None = None
     ) -> Batch:
         """Sorts samples by dataset, normalises and stacks them on the model's device."""
         known = tuple(self.sem_seg_head.datasets)
@@ -163,7 +164,7 @@ class MultiDatasetSegmentor(nn.Module):
         return -(-height // step) * step, -(-width // step) * step
 
     @torch.no_grad()
-    def inference(self, samples: Sequence[dict]) -> list[Prediction]:
+    def inference(self, samples: Sequence[Sample]) -> list[Prediction]:
         """Scores of each sample, see :meth:`forward`. A sample's scores do not depend on the others in the list."""
         samples = [self._of_a_dataset(sample) for sample in samples]
         spaces = [requested_space(s, self.sem_seg_head.spaces) for s in samples]
@@ -186,7 +187,7 @@ class MultiDatasetSegmentor(nn.Module):
         return sample
 
     @torch.no_grad()
-    def embed(self, samples: Sequence[dict]) -> list[dict[str, Any]]:
+    def embed(self, samples: Sequence[Sample]) -> list[dict[str, Any]]:
         """What the classifiers see of each sample: the decoder's output, in evaluation mode without dropout.
 
         Args:
@@ -206,14 +207,14 @@ class MultiDatasetSegmentor(nn.Module):
         return results
 
     @contextmanager
-    def _pass(self, samples: list[dict]) -> Iterator[tuple[Batch, dict[str, Tensor], StandIn | None]]:
+    def _pass(self, samples: list[Sample]) -> Iterator[tuple[Batch, dict[str, Tensor], StandIn | None]]:
         """Features of images of one dataset, inside whose context the head can be asked; and what stands in for it."""
         batch, dataset = self.make_batch(samples, with_targets=False), samples[0]["dataset"]
         stand_in = self.stand_ins.get(dataset)
         with active_datasets(batch.groups, {dataset: stand_in.branches} if stand_in else None):
             yield batch, self.backbone(batch.images), stand_in
 
-    def _scores(self, samples: list[dict], space: LabelSpace) -> list[ScoreMap]:
+    def _scores(self, samples: list[Sample], space: LabelSpace) -> list[ScoreMap]:
         with self._pass(samples) as (batch, features, stand_in):
             if stand_in is None:
                 logits = self.sem_seg_head.logits(features, space)  # (N, C, h, w), C + 1 with void
@@ -235,7 +236,7 @@ class MultiDatasetSegmentor(nn.Module):
         return results
 
 
-def _alike(samples: Sequence[dict], asked: Sequence[Any]) -> list[list[int]]:
+def _alike(samples: Sequence[Sample], asked: Sequence[Any]) -> list[list[int]]:
     """Indices of samples that go through the network together: so that none is padded for the sake of another."""
     groups: dict[tuple, list[int]] = {}
     for i, (sample, what) in enumerate(zip(samples, asked)):
