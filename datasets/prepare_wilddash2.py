@@ -27,6 +27,7 @@ from multiseg_d2.data.decode import open_file
 from multiseg_d2.data.files import DatasetFilesError, list_pairs
 from multiseg_d2.data.labels import LabelReader
 from multiseg_d2.data.spec import load_spec
+from multiseg_d2.text_file import read_text
 
 SPEC = load_spec("wilddash2")
 READER = LabelReader.from_spec(SPEC)
@@ -48,7 +49,8 @@ def choose(ids: list[str], options: argparse.Namespace) -> tuple[list[str], list
     if options.val_list is None:
         train, val = draw_split(ids, options.val_share, options.seed)
     else:
-        wanted = {Path(line.strip()).stem for line in options.val_list.read_text().splitlines() if line.strip()}
+        lines = read_text(options.val_list, DatasetFilesError).split("\n")
+        wanted = {Path(line.strip()).stem for line in lines if line.strip()}
         unknown = sorted(wanted - set(ids))
         if unknown:
             raise DatasetFilesError(f"{options.val_list} lists images that are not there: {', '.join(unknown[:10])}")

@@ -141,7 +141,7 @@ def write_list(path: Path, lines: Iterable[str], options: argparse.Namespace) ->
         Exit code: 1 if another list is there and stays.
     """
     text = "".join(f"{line}\n" for line in lines)
-    if path.exists() and path.read_text(encoding="utf-8") == text:
+    if path.exists() and path.read_bytes().decode(errors="replace") == text:
         print(f"{path}: the same")
         return 0
     if path.exists() and not options.overwrite:

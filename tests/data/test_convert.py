@@ -102,6 +102,8 @@ def test_lists(tmp_path):
     assert write_list(path, ["a", "b"], parse(["--verify"])) == 0
     assert write_list(path, ["c"], parse([])) == 1 and path.read_text() == "a\nb\n"
     assert write_list(path, ["c"], parse(["--overwrite"])) == 0 and path.read_text() == "c\n"
+    path.write_bytes("f\u00fcnf\n".encode("latin-1"))  # of another program: another list, not an error
+    assert write_list(path, ["c"], parse([])) == 1 and path.read_bytes() == "f\u00fcnf\n".encode("latin-1")
 
 
 def test_what_is_read_is_never_written_over(tmp_path, capsys):
