@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import re
 import signal
 from collections import Counter
 
 import pytest
+import tiny_run
+from detectron2.engine import HookBase
 from run_state import assert_same, drawn, final_state
 
 from multiseg_d2.engine import Trainer
@@ -80,3 +83,19 @@ def test_the_same_data_again_change_nothing(tiny_cfg):
     assert trainer._trainer.data_loader is loader
     trainer.use_training_data(["tiny_b_train"], 1)
     assert trainer._trainer.data_loader is None
+
+
+def test_the_hook_of_the_docs_changes_the_data(tiny_cfg):
+    text = (tiny_run.ROOT / "docs" / "runs.md").read_text()
+    code = re.search(r"```python\n(class SecondRound.*?)```", text, re.DOTALL)[1]
+    for old, new in (("1000", "2"), ('"camvid_train", "my_pseudo_labels"', '"tiny_b_train"')):
+        assert old in code
+        code = code.replace(old, new)
+    names = {"HookBase": HookBase}
+    exec(code, names)
+    trainer = Trainer(tiny_cfg("SOLVER.MAX_ITER", "4"))
+    trainer.register_hooks([names["SecondRound"]()])
+    seen = []
+    trainer.transforms.append(lambda samples: seen.append({s["dataset"] for s in samples}) or samples)
+    trainer.train()
+    assert seen == [{"tiny_a", "tiny_b"}, {"tiny_a", "tiny_b"}, {"tiny_b"}, {"tiny_b"}]
