@@ -21,6 +21,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 import multiseg_d2
+from multiseg_d2.checkpoint.published import PACKAGE, TIMM, pixels_of
 from multiseg_d2.data.labels import read_local_label
 from multiseg_d2.data.register import register_from_config, unregister_dataset
 from multiseg_d2.data.spec import packaged_specs
@@ -153,7 +154,13 @@ def check_options(options: argparse.Namespace | None, script: Path, arguments: l
             assert (ROOT / word).exists(), f"there is no {word}"
     if (ROOT / (given.get("config_file") or "-")).is_file():
         cfg = load_config(given["config_file"], given.get("opts") or ())
-        if "MODEL.WEIGHTS" in arguments:  # of the run itself, or of another config's that it starts from
+        published = cfg.MODEL.WEIGHTS.startswith((PACKAGE, TIMM))  # by name, not by file
+        if published and cfg.MODEL.WEIGHTS.startswith(TIMM):
+            pixels = pixels_of(cfg.MODEL.WEIGHTS)  # an error where timm lists no such weights
+            assert not list(pixels.problems(cfg.INPUT.FORMAT, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD))
+        if (
+            "MODEL.WEIGHTS" in arguments and not published
+        ):  # of the run itself, or of another config's that it starts from
             written = {Path(cfg.OUTPUT_DIR)}
             if script.name == "train_net.py" and "--eval-only" not in arguments:
                 written |= {Path(load_config(str(path)).OUTPUT_DIR) for path in (ROOT / "configs").rglob("*.yaml")}
