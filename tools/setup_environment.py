@@ -31,7 +31,7 @@ except ImportError:  # Windows: two set-ups at once are then not kept apart
 
 ROOT = Path(__file__).resolve().parent.parent
 TORCH = "torch==2.13.0"
-TIMM = "timm>=1.0.15"
+TIMM = "timm>=1.0.31"
 STAMP = ".multiseg-setup"
 #: The stamp holds a hash of these files: a change in any of them means installing again.
 INPUTS = ("pyproject.toml", "tools/setup_environment.py", "tools/setup_detectron2.py")
