@@ -131,7 +131,8 @@ def taxonomy_relations(union: UnifiedClasses, meanings: Mapping[str, np.ndarray]
     A label inside a class is a positive of it, a label disjoint from it a negative; where they overlap, where the label
     is the wider one, or where the meaning of either is unknown, it says nothing. Classes of the label's own dataset are
     negatives unless they contain it: a pixel of theirs would bear their label. A union class whose datasets mean
-    different things by it (possible by exact names) contains or excludes a label only if it does so in all of them.
+    different things by it (possible by exact names) contains or excludes a label only if it does so in all of them; if
+    it contains it in some, nothing is said.
 
     Args:
         union: the classes.
@@ -148,6 +149,7 @@ def taxonomy_relations(union: UnifiedClasses, meanings: Mapping[str, np.ndarray]
         relations = no_relations(union.present[k])
         for row, u in zip(meanings[dataset], union.tables[dataset].tolist()):
             if u != NO_CLASS and row.any():
+                relations[u, known & ~(row & ~wide).any(1)] = NULL
                 relations[u, known & ~(row & ~narrow).any(1)] = POSITIVE
                 relations[u, known & ~(row & wide).any(1)] = NEGATIVE
                 relations[u, u] = POSITIVE

@@ -104,14 +104,16 @@ def test_a_class_that_datasets_mean_differently():
     """Union by exact names: `sidewalk` of b has a part that that of a lacks."""
     union = union_of(a={"sidewalk": [0], "x": [1]}, b={"sidewalk": [0], "curb": [2]}, c={"edge": [3], "path": [4]})
     meanings = {
-        "a": np.eye(12, dtype=bool)[[5, 6]],  # sidewalk = {5}
+        "a": np.eye(12, dtype=bool)[[5, 4]],  # sidewalk = {5}, x = {4}
         "b": np.stack([np.arange(12) // 2 == 2, np.arange(12) == 7]),  # sidewalk = {4, 5}
         "c": np.eye(12, dtype=bool)[[4, 5]],  # edge = {4}, path = {5}
     }
-    c = taxonomy_relations(union, meanings)["c"]
-    edge, path, sidewalk = (union.names.index(n) for n in ("edge", "path", "sidewalk"))
+    relations = taxonomy_relations(union, meanings)
+    edge, path, sidewalk, x = (union.names.index(n) for n in ("edge", "path", "sidewalk", "x"))
+    c = relations["c"]
     assert c[path, sidewalk] == POSITIVE  # inside both
     assert c[edge, sidewalk] == NULL  # inside one of them only
+    assert relations["a"][x, sidewalk] == NULL  # a tells them apart, but what is b's sidewalk holds both
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -5,15 +5,20 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 
 from multiseg_d2.claims import load_claim
+from multiseg_d2.class_relations import taxonomy_relations
 from multiseg_d2.data.register import register_from_config, use_taxonomy
 from multiseg_d2.engine import load_config
 from multiseg_d2.engine.config_check import check_config
+from multiseg_d2.evaluation.relations_report import compare
+from multiseg_d2.modeling.catalog import class_meanings, training_spaces
+from multiseg_d2.unified import UnifiedClasses
 
 ROOT = Path(__file__).resolve().parent.parent
 UNISEG = ROOT / "configs" / "uniseg"
@@ -100,3 +105,22 @@ def test_the_unions_of_the_rows(sets):
     assert unnameable["kitti_train"] == () and len(unnameable["uniseg_wilddash2_public"]) == (6 if sets == "CIB" else 2)
     assert unnameable["uniseg_camvid_test"] == (("bicyclist",) if sets == "CIB" else ())
     assert unnameable["uniseg_camvid_rider_test"] == ()
+
+
+def test_relations_by_the_taxonomy_beside_the_released_ones(samples):
+    """Of the 23 relations that UniSeg's run on CIM found, the taxonomy states some; few does it exclude."""
+    path = samples.parent / "reference" / "class_relations.npz"
+    if not path.is_file():
+        pytest.skip(f"{path} is not there: the taxonomy is not compared with the released relations")
+    label = "CIM, second stage with the taxonomy's relations"
+    cfg = next(cfg for row, number, cfg in configs("uniseg_w18") if row == label and number == 1)
+    register_from_config(cfg)
+    union, released = UnifiedClasses.of(training_spaces(cfg)), np.load(path, allow_pickle=False)
+    mapillary = "uniseg_mapillary_vistas"
+    stated = taxonomy_relations(union, class_meanings(cfg))[mapillary]
+    found = compare(released["relations_mapillary"], stated, released["pixels_mapillary"])
+    names = {kind: {(union.names[i], union.names[j]) for i, j in getattr(found, kind)} for kind in ("confirmed", "new")}
+    assert {("bicyclist", "rider"), ("motorcyclist", "rider"), ("on rails", "train")} <= names["confirmed"]
+    # By name, road is also Cityscapes', which holds what Mapillary tells apart: neither stated nor excluded.
+    assert {("catch basin", "road"), ("pothole", "road"), ("ground animal", "person")} <= names["new"]
+    assert len(found.confirmed) + len(found.new) + len(found.contradicted) == 23 and len(found.contradicted) <= 8
