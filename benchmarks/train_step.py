@@ -7,6 +7,7 @@ fused mode (one pass). The variants take turns, so that other load meets all of 
 
     python benchmarks/train_step.py
     python benchmarks/train_step.py --processor-time      # on a machine that does other work meanwhile
+    python benchmarks/train_step.py --classes 171 171 --size 256 256 --repeats 4
     python benchmarks/train_step.py --device cuda --depth 50 --size 512 512 --images 4 --amp
 """
 
@@ -34,7 +35,7 @@ from multiseg_d2.engine import load_config
 from multiseg_d2.engine.step import TrainStep
 from multiseg_d2.label_space import LabelSpace, raw_to_local_table
 
-#: Classes of each made-up dataset, as of Cityscapes and CamVid.
+#: Classes of each made-up dataset, as of Cityscapes and CamVid; --classes gives others.
 DATASETS = {"first": 19, "second": 11}
 
 
@@ -209,12 +210,14 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--depth", type=int, default=18)
     parser.add_argument("--images", type=int, default=2, help="per dataset")
+    parser.add_argument("--classes", type=int, nargs=2, default=list(DATASETS.values()), help="of the two datasets")
     parser.add_argument("--size", type=int, nargs=2, default=(192, 192), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--amp", action="store_true", help="bfloat16 autocast")
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--processor-time", action="store_true", help="of all threads, instead of wall time")
     args = parser.parse_args()
+    DATASETS.update(zip(DATASETS, args.classes))
     register()
     samples, amp = make_samples(args), torch.bfloat16 if args.amp else None
     shared, per_dataset = make_model(args, dataset_norm=False), make_model(args, dataset_norm=True)
@@ -228,7 +231,8 @@ def main() -> None:
     print(
         f"torch {torch.__version__}, detectron2 {detectron2.__version__}, {args.device}, {torch.get_num_threads()} "
         f"threads, {os.cpu_count()} cores, {'processor' if args.processor_time else 'wall'} time; "
-        f"ResNet-{args.depth}, {len(DATASETS)} x {args.images} images of {tuple(args.size)}, {args.repeats} rounds"
+        f"ResNet-{args.depth}, {args.classes} classes, {len(DATASETS)} x {args.images} images of {tuple(args.size)}, "
+        f"{args.repeats} rounds"
     )
     report(measure(steps, args.repeats, time.process_time if args.processor_time else time.perf_counter))
 
