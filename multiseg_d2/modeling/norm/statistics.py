@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...label_space import LabelSpace
+from ...sample import Sample
 from .conversion import dataset_norms
 from .dataset_norm import DatasetBatchNorm2d
 
@@ -80,7 +81,7 @@ def divergence(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor], eps:
     return float(symmetric.clamp(min=0).log1p().mean())
 
 
-def branch_distances(model: nn.Module, samples: Sequence[dict]) -> dict[str, float]:
+def branch_distances(model: nn.Module, samples: Sequence[Sample]) -> dict[str, float]:
     """Distance of images to each dataset of a model, by the statistics of its norms.
 
     The images run through the network once per dataset, each time with that dataset's branches; at every norm the
@@ -108,7 +109,7 @@ def branch_distances(model: nn.Module, samples: Sequence[dict]) -> dict[str, flo
 
 
 @torch.no_grad()
-def forward_as(model: nn.Module, samples: Sequence[dict], dataset: str, space: LabelSpace | None = None) -> None:
+def forward_as(model: nn.Module, samples: Sequence[Sample], dataset: str, space: LabelSpace | None = None) -> None:
     """Runs images through a segmentor as if they were a dataset's; for what layers see, the scores are dropped.
 
     Args:

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from ...label_space import LabelSpace
+from ...sample import Sample
 from ...yaml_file import did_you_mean
 from ..translate import StandIn, unreached
 from .conversion import dataset_norms
@@ -59,7 +60,7 @@ def is_unseen(model: nn.Module, dataset: str) -> bool:
 
 @contextmanager
 def unseen_dataset(
-    model: nn.Module, dataset: str, space: LabelSpace, choice: str, samples: Sequence[dict] = ()
+    model: nn.Module, dataset: str, space: LabelSpace, choice: str, samples: Sequence[Sample] = ()
 ) -> Iterator[UnseenChoice | None]:
     """Makes a model usable on a dataset that it was not trained on, inside the context; then it is as before.
 
@@ -160,7 +161,7 @@ def average_branch(layer: DatasetBatchNorm2d) -> nn.BatchNorm2d:
     return result
 
 
-def _reestimate(model: nn.Module, dataset: str, donor: str, samples: Sequence[dict]) -> None:
+def _reestimate(model: nn.Module, dataset: str, donor: str, samples: Sequence[Sample]) -> None:
     """Replaces the running statistics of branches by those of images that are normalised by their own statistics.
 
     What is stored is pooled over all images, so the variance between them is in it. A batch with one value per channel
