@@ -181,7 +181,8 @@ class SelfTrainingHook(HookBase):
 
     def _mine(self, number: int) -> None:
         """Centres crops on the classes that are rare in this round's predictions."""
-        predicted = [list(labels.manifest()["predicted_pixels"].values()) for labels in self._labels(number)]
+        manifests = [labels.manifest() for labels in self._labels(number)]  # all whole: the round has begun
+        predicted = [list(one["predicted_pixels"].values()) for one in manifests if one is not None]
         self.trainer.crop_centre = self.mining.crops(np.sum(predicted, axis=0))
 
     def _settings(self, number: int) -> dict[str, Any]:
