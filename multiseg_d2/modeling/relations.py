@@ -72,18 +72,20 @@ class RelationSource:
         elif self.statistics == "taxonomy":
             relations = taxonomy_relations(union, self.meanings)
         else:
-            measured = self._load(head) if self.statistics.endswith(".npz") else self.measure(head, run_over)
+            stored = self.statistics.endswith(".npz")
+            measured = self._load(head) if stored else self.measure(head, run_over, self.statistics)
             relations = measured.relations()
         if self.statistics != "none":
             logger.info("class relations\n%s", relations_text(union.names, relations, measured))
         return np.stack([relations[dataset] for dataset in union.datasets])
 
-    def measure(self, head: UnifiedHead, run_over: Callable[..., Any]) -> ClassResponses:
+    def measure(self, head: UnifiedHead, run_over: Callable[..., Any], weights: str = "") -> ClassResponses:
         """One pass over the training sets; with a cosine classifier responses are cosines.
 
         Args:
             head: whose scores are averaged.
-            run_over: ``run_over(entry, evaluator, labels=True, embeddings=True, weights="")``.
+            run_over: ``run_over(entry, evaluator, labels=True, embeddings=True, weights=weights)``.
+            weights: checkpoint with whose weights the pass is made; "" = the model's own.
         """
         if not head.cosine_scale:
             logger.warning("relations are measured with a linear classifier: their threshold is one of cosines")
@@ -93,7 +95,7 @@ class RelationSource:
         for entry in self.entries:
             dataset = catalog_space(entry)[0]
             evaluator = MeanResponses(head.classifier, union.tables[dataset], union.size)
-            result = run_over(entry, evaluator, labels=True, embeddings=True, weights=self.statistics)
+            result = run_over(entry, evaluator, labels=True, embeddings=True, weights=weights)
             means, counts = result["responses"]
             sums[dataset] += np.nan_to_num(means) * counts[:, None] / scale
             pixels[dataset] += counts

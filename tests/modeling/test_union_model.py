@@ -79,3 +79,8 @@ def test_maximum_over_heads(make_model, make_sample, spaces):
     assert head.unnameable(spaces["gamma"]) == ()
     plain = make_model("MODEL.SEM_SEG_HEAD.NAME", "PerDatasetHead", *NO_AUX)
     assert list(plain.state_dict()) == list(model.state_dict())  # one's checkpoints are the other's
+
+
+def test_weights_of_datasets_are_refused(make_model):
+    with pytest.raises(ValueError, match="UnifiedHead has one mean"):
+        make_model(*UNION, "MODEL.SEM_SEG_HEAD.DATASET_LOSS_WEIGHTS", (1.0, 0.5))

@@ -92,8 +92,17 @@ class UnifiedHead(Head):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
-        """Arguments by ``MODEL.SEM_SEG_HEAD`` and the label spaces of ``DATASETS.TRAIN``."""
+        """Arguments by ``MODEL.SEM_SEG_HEAD`` and the label spaces of ``DATASETS.TRAIN``.
+
+        Raises:
+            ValueError: a key that this head has no use for is set.
+        """
         keys = cfg.MODEL.SEM_SEG_HEAD
+        if keys.DATASET_LOSS_WEIGHTS:
+            raise ValueError(
+                "MODEL.SEM_SEG_HEAD.DATASET_LOSS_WEIGHTS: UnifiedHead has one mean over the pixels of all datasets and "
+                "no weights; DATALOADER.WEIGHTS says how often each is seen"
+            )
         relational = keys.LOSS_TYPE == "relational_bce"
         return {
             "trunk": Trunk(cfg, input_shape),
