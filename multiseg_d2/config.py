@@ -92,13 +92,19 @@ def _add_head(cfg: CN) -> None:
     # Its width is Detectron2's MODEL.SEM_SEG_HEAD.CONVS_DIM.
     cfg.MODEL.SEM_SEG_HEAD.DECODER = "PSPDecoder"
     # UnifiedHead: "cross_entropy" over the union, "bce", "null_bce", "relational_bce" (UniSeg; heads/unified.py).
+    # EntropyHead: "entropy"; "entropy_shared" and "entropy_confident" keep classes that only one dataset has out of the
+    # cross-dataset term, by the taxonomy or by the entropy of the pixel (heads/entropy.py).
     cfg.MODEL.SEM_SEG_HEAD.LOSS_TYPE = "null_bce"
-    # UnifiedHead: factor of a cosine classifier (UniSeg's second stage: 20); 0 = a linear classifier.
+    # Factor of a cosine. UnifiedHead: classifier (UniSeg's second stage: 20); 0 = a linear one. EntropyHead: similarity
+    # of pixel and prototype; 0 = dot product, as in USSS.
     cfg.MODEL.SEM_SEG_HEAD.COSINE_SCALE = 0.0
     # What a head knows of the classes before the first step. Relations of "relational_bce": "" = measured on
     # DATASETS.TRAIN with the weights that training starts from, a checkpoint = measured with its weights, a file of
-    # responses (.npz), "taxonomy", or "none".
+    # responses (.npz), "taxonomy", or "none". Prototypes of EntropyHead: "" or a checkpoint = measured likewise, a file
+    # of prototypes (.npz), or "random".
     cfg.MODEL.SEM_SEG_HEAD.CLASS_STATISTICS = ""
+    # EntropyHead: weights (alpha, beta) of the entropy over the other datasets' classes and over an image's own.
+    cfg.MODEL.SEM_SEG_HEAD.ENTROPY_WEIGHTS = (1.0, 1.0)
     # Dropout before the classifiers.
     cfg.MODEL.SEM_SEG_HEAD.DROPOUT = 0.1
     # Weight of the auxiliary loss on res4 (deep supervision); 0 builds no auxiliary head.

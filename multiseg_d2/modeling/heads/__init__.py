@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from .entropy import EntropyHead
 from .head import Head, registered_heads
 from .max_over_heads import MaxOverHeads
 from .per_dataset import PerDatasetHead
 from .trunk import Trunk
 from .unified import UnifiedHead
 
-__all__ = ["Head", "MaxOverHeads", "PerDatasetHead", "Trunk", "UnifiedHead", "registered_heads"]
+__all__ = ["EntropyHead", "Head", "MaxOverHeads", "PerDatasetHead", "Trunk", "UnifiedHead", "registered_heads"]

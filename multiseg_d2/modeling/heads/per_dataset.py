@@ -68,7 +68,11 @@ class PerDatasetHead(Head):
 
     def losses(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """L = sum_i w^i (CE_i + a CE_i^aux), each a mean over dataset i's labelled pixels; see :class:`.Head`."""
-        losses = self._losses("loss_", self.trunk(features), self.classifiers, batch, 1.0)
+        return self.decoded_losses(self.trunk(features), features, batch)
+
+    def decoded_losses(self, decoded: Tensor, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """The same where the trunk's output is there already."""
+        losses = self._losses("loss_", decoded, self.classifiers, batch, 1.0)
         if self.auxiliary_classifiers is not None:
             side, weight = self.trunk.auxiliary_features(features), self.trunk.auxiliary_weight
             losses |= self._losses("loss_aux_", side, self.auxiliary_classifiers, batch, weight)

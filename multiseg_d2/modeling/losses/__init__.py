@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .cross_entropy import pixel_cross_entropy, soft_pixel_cross_entropy
+from .entropy import prototype_entropy, prototype_scores
 from .pieces import binary_loss, cross_entropy, loss_in_pieces, soft_cross_entropy
 from .unified import null_bce_loss, plain_bce_loss, relational_bce_loss
 
@@ -13,6 +14,8 @@ __all__ = [
     "null_bce_loss",
     "pixel_cross_entropy",
     "plain_bce_loss",
+    "prototype_entropy",
+    "prototype_scores",
     "relational_bce_loss",
     "soft_cross_entropy",
     "soft_pixel_cross_entropy",

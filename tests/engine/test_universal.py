@@ -1,0 +1,55 @@
+"""Universal semi-supervision in whole runs: prototypes before the first step, passes of their own, exact resumption."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import torch
+from run_state import assert_same, final_state
+
+from multiseg_d2.checkpoint.file import read_checkpoint
+from multiseg_d2.modeling.prototypes import PROTOTYPES_FILE, Prototypes
+
+ENTRIES = ("tiny_a_train[:2]", "tiny_b_train[:2]", "tiny_a_train/unlabelled", "tiny_b_train/unlabelled")
+KEYS = [
+    *("DATASETS.TRAIN", str(ENTRIES), "MODEL.DATASET_NORM.ENABLED", "False", "SOLVER.STEP_MODE", "per_entry"),
+    *("DATALOADER.SCHEDULE", "fixed", "DATALOADER.WEIGHTS", "(2, 2, 4, 4)", "MODEL.SEM_SEG_HEAD.NORM", "GN"),
+    *("MODEL.SEM_SEG_HEAD.CONVS_DIM", "64", "MODEL.SEM_SEG_HEAD.AUX_LOSS_WEIGHT", "0.0"),
+]
+ENTROPY = ["MODEL.SEM_SEG_HEAD.NAME", "EntropyHead", "MODEL.SEM_SEG_HEAD.LOSS_TYPE", "entropy"]
+
+
+def prototypes_of(out) -> dict[str, torch.Tensor]:
+    state = read_checkpoint(out / "model_final.pth")["model"]
+    prefix = "sem_seg_head.entropy.prototypes."
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def test_prototypes_are_measured_once_and_a_stopped_run_resumes_to_the_same(start, tiny_train, tmp_path):
+    whole = tiny_train(*KEYS, *ENTROPY, "SOLVER.MAX_ITER", "4", out="whole")
+    found, kept = Prototypes.load(whole / PROTOTYPES_FILE), prototypes_of(whole)
+    assert set(kept) == {"tiny_a", "tiny_b"}
+    for dataset, vectors in kept.items():
+        np.testing.assert_array_equal(found.vectors[dataset], vectors)
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=2), 1, rtol=1e-5)
+    last = json.loads((whole / "metrics.json").read_text().splitlines()[-1])
+    assert {"loss_tiny_a", "loss_cross_tiny_a", "loss_within_tiny_b"} <= set(last)
+
+    assert start(*KEYS, *ENTROPY, "SOLVER.MAX_ITER", "4", out="broken", fault="term@2").wait() == [75]
+    broken = tiny_train("--resume", *KEYS, *ENTROPY, "SOLVER.MAX_ITER", "4", out="broken")
+    assert_same(final_state(broken)["model"], final_state(whole)["model"])
+
+
+def test_prototypes_of_a_first_phase_and_other_starting_weights(tiny_train):
+    """As the paper has it: prototypes of a network trained on the labelled images, training from elsewhere."""
+    labelled = ["DATASETS.TRAIN", str(ENTRIES[:2]), "DATALOADER.WEIGHTS", "(2, 2)", "SOLVER.MAX_ITER", "3"]
+    first = tiny_train(*KEYS, *labelled, out="first")
+    second = tiny_train(
+        *(*KEYS, *ENTROPY, "SOLVER.MAX_ITER", "1", "MODEL.SEM_SEG_HEAD.CLASS_STATISTICS"),
+        str(first / "model_final.pth"),
+        out="second",
+    )
+    own = tiny_train(*KEYS, *ENTROPY, "SOLVER.MAX_ITER", "1", out="own")
+    for dataset, vectors in prototypes_of(second).items():
+        assert vectors.any() and not torch.allclose(vectors, prototypes_of(own)[dataset])
