@@ -137,7 +137,8 @@ def _add_training(cfg: CN) -> None:
     # Number of rounds, which share SOLVER.MAX_ITER equally; 0 = no self-training.
     cfg.SELF_TRAINING.ROUNDS = 0
     # "class_balanced" (CBST), "global" (one threshold for all classes), "spatial_prior" (CBST-SP); "online": a teacher
-    # (MODEL.EMA_DECAY) labels in every step, and classes of the source are mixed into the target.
+    # (MODEL.EMA_DECAY) labels in every step, and classes of the source are mixed into the target; "consistency": a
+    # teacher labels in every step, and a disturbed view of the image learns what it is sure of.
     cfg.SELF_TRAINING.POLICY = "class_balanced"
     # Share of the target's pixels of each class that is labelled: (first round, growth per round, maximum).
     cfg.SELF_TRAINING.PORTION = (0.2, 0.05, 0.5)

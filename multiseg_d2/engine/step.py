@@ -270,13 +270,18 @@ def _by_dataset(samples: list[Sample]) -> list[_Pass]:
 
 
 def _by_entry(samples: list[Sample], chunk: int) -> list[_Pass]:
-    """One pass per entry of the training data; several, of ``chunk`` images, where it has no annotations."""
+    """One pass per entry of the training data; several, of ``chunk`` images, where it has no annotations.
+
+    Losses of unlabelled images are means over a pass, so a chunk counts by its share. Those of labels that a teacher
+    made are sums divided by a count of the whole step: such chunks just add up.
+    """
     passes = []
     for entry in sorted({sample["draw"].dataset for sample in samples}):
         own = [sample for sample in samples if sample["draw"].dataset == entry]
-        size = len(own) if any(map(_is_annotated, own)) else chunk
+        taught = all(sample.get("pseudo") for sample in own)
+        size = len(own) if any(map(_is_annotated, own)) and not taught else chunk
         parts = [own[start : start + size] for start in range(0, len(own), size)]
-        passes += [_Pass((entry, i), part, len(part) / len(own)) for i, part in enumerate(parts)]
+        passes += [_Pass((entry, i), part, 1.0 if taught else len(part) / len(own)) for i, part in enumerate(parts)]
     return passes
 
 

@@ -1,4 +1,4 @@
-"""Self-training in rounds (CBST, CRST): thresholds, selection, pseudo-labels, the hook."""
+"""Self-training: in rounds (CBST, CRST), or in every step by a teacher."""
 
 from __future__ import annotations
 
@@ -7,17 +7,27 @@ from collections.abc import Iterator
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 
+from .consistency import ConsistencyHook
 from .hook import SelfTrainingHook
 from .online import OnlineSelfTrainingHook
 
-__all__ = ["OnlineSelfTrainingHook", "SelfTrainingHook", "self_training_hooks", "self_training_problems"]
+__all__ = [
+    "ConsistencyHook",
+    "OnlineSelfTrainingHook",
+    "SelfTrainingHook",
+    "self_training_hooks",
+    "self_training_problems",
+]
+
+#: Policies that label in every step.
+_ONLINE = {"online": OnlineSelfTrainingHook, "consistency": ConsistencyHook}
 
 
 def self_training_hooks(cfg: CfgNode) -> list[HookBase]:
     """The hooks that ``SELF_TRAINING`` asks for; none where there are no rounds."""
     if cfg.SELF_TRAINING.ROUNDS == 0:
         return []
-    return [OnlineSelfTrainingHook(cfg) if cfg.SELF_TRAINING.POLICY == "online" else SelfTrainingHook(cfg)]
+    return [_ONLINE.get(cfg.SELF_TRAINING.POLICY, SelfTrainingHook)(cfg)]
 
 
 def self_training_problems(cfg: CfgNode) -> Iterator[str]:

@@ -64,7 +64,8 @@ class SelfTrainingHook(HookBase):
     def __init__(self, cfg: CfgNode) -> None:
         keys = cfg.SELF_TRAINING
         if keys.POLICY not in POLICIES:
-            raise ValueError(f"SELF_TRAINING.POLICY is {keys.POLICY!r}: rounds know {', '.join(POLICIES)}")
+            known = ", ".join((*POLICIES, "online", "consistency"))
+            raise ValueError(f"SELF_TRAINING.POLICY is {keys.POLICY!r}: choose one of {known}")
         if keys.REGULARIZER[0] not in ("none", "lrent", *REGULARIZERS):
             known = ", ".join(("none", "lrent", *REGULARIZERS))
             raise ValueError(f"SELF_TRAINING.REGULARIZER is {tuple(keys.REGULARIZER)}: its name is one of {known}")

@@ -11,10 +11,9 @@ from detectron2.engine import HookBase
 from torch import Tensor
 
 from ...label_space import IGNORE
-from ..dataset_pass import evaluating
 from ..ranks import unwrapped
 from .data import check_target_is_not_scored, source_and_target
-from .labelling import probabilities_of
+from .teacher import NO_TEACHER, real_pixels, teach
 
 __all__ = ["OnlineSelfTrainingHook", "class_mix", "quality"]
 
@@ -42,7 +41,7 @@ class OnlineSelfTrainingHook(HookBase):
 
     def __init__(self, cfg: CfgNode) -> None:
         if cfg.MODEL.EMA_DECAY <= 0:
-            raise ValueError("SELF_TRAINING.POLICY 'online' needs a teacher: set MODEL.EMA_DECAY, for example to 0.99")
+            raise ValueError(NO_TEACHER.format(policy="online"))
         self.cfg = cfg
         self.source, self.target = source_and_target(cfg)
 
@@ -64,9 +63,9 @@ class OnlineSelfTrainingHook(HookBase):
 
     def _mixtures(self, labelled: Sequence[Sample], unlabelled: Sequence[Sample]) -> list[Sample]:
         result = []
-        for i, (target, (labels, confidence)) in enumerate(zip(unlabelled, self._teach(unlabelled))):
+        for i, (target, (labels, confidence)) in enumerate(zip(unlabelled, teach(self.trainer, unlabelled))):
             source = labelled[i % len(labelled)]
-            real = target.get("content", torch.ones_like(labels, dtype=torch.bool))
+            real = real_pixels(target)
             weight = quality(confidence, real)
             labels = torch.where(real, labels, IGNORE)
             image, labels, pasted = class_mix(source["image"], source["sem_seg"], target["image"], labels)
@@ -82,24 +81,6 @@ class OnlineSelfTrainingHook(HookBase):
                 }
             )
         return result
-
-    @torch.no_grad()
-    def _teach(self, samples: Sequence[Sample]) -> list[tuple[Tensor, Tensor]]:
-        """The teacher's labels, (H, W) uint8, and their probabilities, (H, W), at the size of each sample."""
-        model = unwrapped(self.trainer.model)
-        head, asked = model.sem_seg_head, []
-        for sample in samples:
-            height, width = sample["image"].shape[-2:]
-            space = head.own_space(sample["dataset"])
-            asked.append({**sample, "height": height, "width": width, "label_space": space})
-        with self.trainer.ema.averaged(), evaluating(model):
-            outputs = model(asked)
-        taught = []
-        for sample, output in zip(asked, outputs):
-            number = sample["label_space"].num_classes
-            confidence, labels = probabilities_of(output["sem_seg"][None], head.activation)[0, :number].max(dim=0)
-            taught.append((labels.to(torch.uint8).cpu(), confidence.cpu()))
-        return taught
 
     def _check_spaces(self) -> None:
         from detectron2.data import MetadataCatalog
