@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from ..atomic_file import write_atomically
-from .report_tables import dataset_tables, markdown, summary_table
+from .report_tables import dataset_tables, markdown, model_table, summary_table
 from .scores import DatasetScores, collect, means
 
 __all__ = ["as_csv", "as_json", "write_report"]
@@ -48,6 +48,7 @@ def write_report(
     for one in scores:
         console.print(dataset_tables(one, swatches))
     console.print(summary_table(scores))
+    console.print(model_table(scores))
     folder = Path(output_dir)
     write_atomically(folder / "report.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
     write_atomically(folder / "report.csv", as_csv(scores))
@@ -67,7 +68,7 @@ def as_json(scores: Sequence[DatasetScores]) -> dict[str, Any]:
             "classes_scored": one.classes_scored,
             "seen": one.coverage.seen,
             "unnameable": list(one.coverage.unnameable),
-            **_plain({**one.overall, "nameable_mIoU": one.nameable_miou}),
+            **_plain({**one.overall, "nameable_mIoU": one.nameable_miou, "concepts": one.concepts}),
             "IoU": _plain(one.iou),
             "ACC": _plain(one.accuracy),
             "official": None,
@@ -101,7 +102,8 @@ def as_csv(scores: Sequence[DatasetScores]) -> str:
     for one in scores:
         counts = {"images": one.images, "classes_scored": one.classes_scored, "seen": int(one.coverage.seen)}
         counts["classes_unnameable"] = len(one.coverage.unnameable)
-        rows(one, "plain", None, {**one.overall, "nameable_mIoU": one.nameable_miou, **counts})
+        own = {"nameable_mIoU": one.nameable_miou, "concepts": one.concepts}
+        rows(one, "plain", None, {**one.overall, **own, **counts})
         rows(one, "plain", "IoU", one.iou)
         rows(one, "plain", "ACC", one.accuracy)
         if one.official:
@@ -113,6 +115,7 @@ def as_csv(scores: Sequence[DatasetScores]) -> str:
     for group, values in (("mean", mean), ("mean/seen", mean["seen"]), ("mean/unseen", mean["unseen"])):
         for key in ("mIoU", "harmonic_mIoU", "nameable_mIoU", "harmonic_nameable_mIoU"):
             write.writerow([group, "", "plain", key, "", "" if math.isnan(values[key]) else repr(values[key])])
+    write.writerow(["mean", "", "plain", "knowledgeability", "", repr(mean["knowledgeability"]) if scores else ""])
     return text.getvalue()
 
 

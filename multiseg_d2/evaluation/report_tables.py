@@ -12,9 +12,11 @@ from rich.text import Text
 
 from .scores import DatasetScores, means
 
-__all__ = ["dataset_tables", "markdown", "number", "summary_table"]
+__all__ = ["dataset_tables", "markdown", "model_table", "number", "summary_table"]
 
 _ROWS, _FOLDS = 40, 3  # classes below each other, more go into further columns; three fit on a screen
+#: Knowledgeability is our reading, see known_concepts.
+_MODEL = ("performance: trained datasets (mIoU)", "generalisation: others (mIoU)", "knowledgeability (concepts)")
 _OVERALL = {"mIoU": "mIoU", "fwIoU": "frequency-weighted IoU", "pACC": "pixel accuracy", "mACC": "mean class accuracy"}
 
 
@@ -40,7 +42,7 @@ def dataset_tables(scores: DatasetScores, swatches: bool = False) -> RenderableT
 
 def summary_table(scores: Sequence[DatasetScores]) -> RenderableType:
     """One row per dataset, and their means."""
-    table = Table(box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     rows, group = _summary_rows(scores), _mean_rows(scores)
     table.add_column("dataset", no_wrap=True)
     for heading in _summary_heading(scores)[1:-1]:
@@ -55,10 +57,26 @@ def summary_table(scores: Sequence[DatasetScores]) -> RenderableType:
     return Group(Text("\nSummary (percent)", "bold"), table)
 
 
+def model_table(scores: Sequence[DatasetScores]) -> RenderableType:
+    """Three numbers of the model: performance, generalisation, knowledgeability."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in _MODEL:
+        table.add_column(heading, justify="right")
+    table.add_row(*_model_row(scores))
+    return Group(Text("\nThe model", "bold"), table)
+
+
+def _model_row(scores: Sequence[DatasetScores]) -> list[str]:
+    mean, classes = means(scores), max(len(one.iou) for one in scores)
+    values = (mean["seen"]["mIoU"], mean["unseen"]["mIoU"])
+    return [*map(number, values), f"{number(mean['knowledgeability'])} of {classes}"]
+
+
 def markdown(scores: Sequence[DatasetScores]) -> str:
     """Summary and class tables in Markdown, two decimals."""
     lines = ["# Evaluation", "", "Percent; n/a: the class has no ground truth and is not part of the mean.", ""]
     lines += _markdown_table(_summary_heading(scores), [*_summary_rows(scores), *_mean_rows(scores)])
+    lines += ["", *_markdown_table(_MODEL, [_model_row(scores)])]
     for one in scores:
         lines += ["", f"## {one.catalog}", "", _footer(one).replace("\n", "  \n"), ""]
         columns = ["class", "IoU", "accuracy", *(["official IoU"] if _differs(one) else [])]
@@ -138,7 +156,7 @@ def _gaps(scores: Sequence[DatasetScores]) -> bool:
 def _summary_heading(scores: Sequence[DatasetScores]) -> list[str]:
     named = ["can name", "mIoU of these"] if _gaps(scores) else []
     return [
-        *["dataset", "images", "classes scored", "mIoU", *named],
+        *["dataset", "images", "classes scored", "mIoU", *named, "concepts"],
         *["official mIoU", "fwIoU", "pixel acc.", "mean acc.", "official rule"],
     ]
 
@@ -153,7 +171,7 @@ def _summary_rows(scores: Sequence[DatasetScores]) -> list[list[str]]:
             [one.catalog if one.coverage.seen else f"{one.catalog} (unseen)"]
             + [str(one.images), f"{one.classes_scored} of {len(one.iou)}", overall["mIoU"]]
             + ([can_name, number(one.nameable_miou)] if _gaps(scores) else [])
-            + [official, *(overall[key] for key in ("fwIoU", "pACC", "mACC"))]
+            + [number(one.concepts), official, *(overall[key] for key in ("fwIoU", "pACC", "mACC"))]
             + [one.official.title if one.official else ""]
         )
     return rows
@@ -169,7 +187,7 @@ def _mean_rows(scores: Sequence[DatasetScores]) -> list[list[str]]:
     for group, values in {"": mean, **({", seen": mean["seen"], ", unseen": mean["unseen"]} if both else {})}.items():
         for kind, prefix in (("mean", ""), ("harmonic mean", "harmonic_")):
             named = ["", number(values[f"{prefix}nameable_mIoU"])] if gaps else []
-            rows.append([kind + group, "", "", number(values[f"{prefix}mIoU"]), *named, *[""] * 5])
+            rows.append([kind + group, "", "", number(values[f"{prefix}mIoU"]), *named, *[""] * 6])
     return rows
 
 

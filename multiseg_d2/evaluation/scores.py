@@ -7,12 +7,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from detectron2.data import MetadataCatalog
 
 from . import confusion
+from .knowledgeability import known_concepts
 from .official import rule_of
 
-__all__ = ["Coverage", "DatasetScores", "OfficialScores", "collect", "harmonic_mean", "means", "with_means"]
+__all__ = [
+    "Coverage",
+    "DatasetScores",
+    "OfficialScores",
+    "collect",
+    "harmonic_mean",
+    "knowledgeability",
+    "means",
+    "with_means",
+]
 
 
 @dataclass(frozen=True)
@@ -82,6 +93,11 @@ class DatasetScores:
         """Mean IoU over the classes that have ground truth and that the model can name; nan if there is none."""
         return confusion.mean([value for name, value in self.iou.items() if name not in self.coverage.unnameable])
 
+    @property
+    def concepts(self) -> float:
+        """Mean number of the entry's classes that the model recognises, see :func:`.known_concepts`."""
+        return known_concepts(np.array(list(self.iou.values())) / 100)
+
 
 def collect(results: Mapping[str, Mapping[str, Any]]) -> list[DatasetScores]:
     """Sorts the flat scores of evaluators by what they are, with names and colours from the catalog.
@@ -112,10 +128,22 @@ def means(scores: Sequence[DatasetScores]) -> dict[str, Any]:
     Returns:
         ``mIoU``, ``harmonic_mIoU`` and the same over the classes that the model can name, ``nameable_mIoU`` and
         ``harmonic_nameable_mIoU``; in ``seen`` and ``unseen`` the same four of these entries. nan where there is none.
+        ``knowledgeability``, see there.
     """
     seen = [one for one in scores if one.coverage.seen]
     unseen = [one for one in scores if not one.coverage.seen]
-    return {**_four_means(scores), "seen": _four_means(seen), "unseen": _four_means(unseen)}
+    means_of = {**_four_means(scores), "seen": _four_means(seen), "unseen": _four_means(unseen)}
+    return {**means_of, "knowledgeability": knowledgeability(scores)}
+
+
+def knowledgeability(scores: Sequence[DatasetScores]) -> float:
+    """Known concepts of a model: those of the entry that asks for most classes, the mean where several ask for as many.
+
+    Our reading: a model is asked in the widest vocabulary that it is tested in; comparable are models that were tested
+    on the same entries. nan without entries.
+    """
+    widest = max((len(one.iou) for one in scores), default=0)
+    return confusion.mean([one.concepts for one in scores if len(one.iou) == widest])
 
 
 def _four_means(scores: Sequence[DatasetScores]) -> dict[str, float]:

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from multiseg_d2.evaluation import MultiDatasetEvaluator, write_report
 from multiseg_d2.evaluation.report_tables import number
-from multiseg_d2.evaluation.scores import Coverage, collect, harmonic_mean, means, with_means
+from multiseg_d2.evaluation.scores import Coverage, collect, harmonic_mean, knowledgeability, means, with_means
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_markdown_is_a_table_of_the_same_numbers(results, tmp_path):
     assert f"| bus | n/a | n/a | {flat['official_IoU-bus']:.2f} |" in lines
     header = next(i for i, line in enumerate(lines) if line.startswith("| dataset | images | classes scored | mIoU |"))
     cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines[header : header + 6]]
-    assert {len(c) for c in cells} == {9} and [c[0] for c in cells[2:]] == [
+    assert {len(c) for c in cells} == {10} and [c[0] for c in cells[2:]] == [
         *("tiny_val", "kitti_train", "mean", "harmonic mean")
     ]
     assert cells[2][3] == f"{flat['mIoU']:.2f}"
@@ -194,3 +194,26 @@ def test_a_mean_of_nothing_is_not_a_number_and_a_zero_spoils_the_harmonic_one(re
     seen_only = means(collect(results))
     assert math.isnan(seen_only["unseen"]["mIoU"]) and seen_only["seen"]["mIoU"] == seen_only["mIoU"]
     assert harmonic_mean([50.0, 0.0]) == 0 and harmonic_mean([40.0, math.nan, 60.0]) == pytest.approx(48)
+
+
+def test_three_numbers_of_a_model(results, tmp_path):
+    """Trained, other datasets, and known concepts in the widest vocabulary, here the 19 classes of KITTI."""
+    content, text = printed_with_gaps(results, tmp_path)
+    datasets, mean = content["datasets"], content["mean"]
+    for one in datasets.values():
+        ious = [iou for iou in one["IoU"].values() if iou is not None]
+        by_hand = statistics.mean(sum(iou / 100 >= t / 11 for iou in ious) for t in range(1, 11))
+        assert one["concepts"] == pytest.approx(by_hand)
+    assert mean["knowledgeability"] == datasets["kitti_train"]["concepts"] != datasets["tiny_val"]["concepts"]
+    row = [f"{mean['seen']['mIoU']:.2f}", f"{mean['unseen']['mIoU']:.2f}", f"{mean['knowledgeability']:.2f} of 19"]
+    assert f"| {' | '.join(row)} |" in (tmp_path / "report.md").read_text().splitlines()
+    assert any(line.split() == " ".join(row).split() for line in text.splitlines())
+    rows = {(r["catalog"], r["metric"]): r["value"] for r in csv.DictReader((tmp_path / "report.csv").open())}
+    assert float(rows["mean", "knowledgeability"]) == mean["knowledgeability"]
+    assert with_means(gaps(results))["mean"]["knowledgeability"] == mean["knowledgeability"]
+
+
+def test_the_widest_vocabulary_may_be_scored_in_several_entries(results):
+    again = {"kitti_train": results["kitti_train"], "cityscapes_val": results["kitti_train"]}
+    one, other = collect(again)
+    assert knowledgeability([one, other]) == one.concepts and math.isnan(knowledgeability([]))
