@@ -91,10 +91,13 @@ def _add_head(cfg: CN) -> None:
     # Decoder shared by all datasets, by registered name: PSPDecoder, DeepLabV3PlusDecoder, FPNDecoder, ConcatDecoder.
     # Its width is Detectron2's MODEL.SEM_SEG_HEAD.CONVS_DIM.
     cfg.MODEL.SEM_SEG_HEAD.DECODER = "PSPDecoder"
-    # UnifiedHead: "cross_entropy" over the union, "bce", "null_bce", "relational_bce" (UniSeg; heads/unified.py).
+    # HierarchicalHead: file of the tree (tools/hierarchy.py writes one to be edited); "" = built from the label spaces.
+    cfg.MODEL.SEM_SEG_HEAD.HIERARCHY = ""
+    # Loss of the head, "" = its first. UnifiedHead: "null_bce", "relational_bce" (UniSeg), "bce", "cross_entropy".
+    # HierarchicalHead: "iv2019" (shares of boxes, shared means), "iv2018" (hard boxes, means of their own).
     # EntropyHead: "entropy"; "entropy_shared" and "entropy_confident" keep classes that only one dataset has out of the
     # cross-dataset term, by the taxonomy or by the entropy of the pixel (heads/entropy.py).
-    cfg.MODEL.SEM_SEG_HEAD.LOSS_TYPE = "null_bce"
+    cfg.MODEL.SEM_SEG_HEAD.LOSS_TYPE = ""
     # Factor of a cosine. UnifiedHead: classifier (UniSeg's second stage: 20); 0 = a linear one. EntropyHead: similarity
     # of pixel and prototype; 0 = dot product, as in USSS.
     cfg.MODEL.SEM_SEG_HEAD.COSINE_SCALE = 0.0

@@ -135,6 +135,10 @@ class Hierarchy:
         """Which classifier decides below a node; -1 for a leaf."""
         return self.classifiers.index(node) if node in self.classifiers else -1
 
+    def parent_of(self, node: int) -> int:
+        """Index of the node above; the root has none."""
+        return self._index[self.nodes[node].parent]
+
     def taught(self, classifier: int) -> int:
         """How many datasets teach a classifier; weak ones do not teach the root's."""
         teachers = [

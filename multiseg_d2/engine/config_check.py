@@ -141,6 +141,9 @@ def _label_problems(cfg: CfgNode) -> Iterator[str]:
         )
         return
     usable = heads[name].annotation_types
+    if cfg.SOLVER.STEP_MODE not in heads[name].step_modes:
+        known = ", ".join(heads[name].step_modes)
+        yield f"SOLVER.STEP_MODE is {cfg.SOLVER.STEP_MODE!r}, but losses of {name} are means over a pass: {known} only"
     if cfg.SELF_TRAINING.ROUNDS > 0:  # unlabelled entries get labels
         usable = (*usable, "none")
         yield from self_training_problems(cfg)

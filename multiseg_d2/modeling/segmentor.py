@@ -220,20 +220,23 @@ class MultiDatasetSegmentor(nn.Module):
                 logits = self.sem_seg_head.logits(features, space)  # (N, C, h, w), C + 1 with void
             else:
                 logits = stand_in.logits(self.sem_seg_head, features, space)
-        wanted = space.num_classes + self.sem_seg_head.scores_void
-        if logits.shape[1] != wanted:
-            raise ValueError(f"the head gave {logits.shape[1]} channels for {space.name!r}, which has {wanted}")
         padded, image_size = tuple(batch.images.shape[-2:]), batch.image_sizes[0]
         results = []
-        for sample, scores in zip(samples, logits):
+        for sample, one in zip(samples, logits):
             wanted = (sample.get("height", image_size[0]), sample.get("width", image_size[1]))
-            if wanted == image_size:
-                results.append(Resized(scores, padded, image_size, self.sem_seg_head.activation))
-                continue
-            if image_size != padded:
-                scores = Resized(scores, padded, image_size, self.sem_seg_head.activation)
-            results.append(Resized(scores, wanted, activation=self.sem_seg_head.activation))
+            scores: ScoreMap = Resized(one, padded, image_size, self.sem_seg_head.activation)
+            if wanted != image_size:
+                source = one if image_size == padded else scores
+                scores = Resized(source, wanted, activation=self.sem_seg_head.activation)
+            results.append(self._in_classes(scores, space))
         return results
+
+    def _in_classes(self, scores: ScoreMap, space: LabelSpace) -> ScoreMap:
+        scores = self.sem_seg_head.score_map(scores, space)
+        wanted = space.num_classes + self.sem_seg_head.scores_void
+        if scores.channels != wanted:
+            raise ValueError(f"the head gave {scores.channels} channels for {space.name!r}, which has {wanted}")
+        return scores
 
 
 def _alike(samples: Sequence[Sample], asked: Sequence[Any]) -> list[list[int]]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ...label_space import LabelSpace
 from ..batch import Batch
+from ..score_maps import ScoreMap
 
 __all__ = ["Head", "registered_heads"]
 
@@ -28,6 +29,7 @@ class Head(nn.Module, ABC):
     Attributes:
         annotation_types: what it can learn from, of "pixel", "box", "tag" and "none" (of the class: asked before a
             model is built).
+        step_modes: values of ``SOLVER.STEP_MODE`` in which its losses mean the same (of the class).
         scores_any_space: whether :meth:`logits` answers in label spaces that it was not trained on, as far as it can
             name their classes; then no classifier has to stand in for an unseen dataset (of the class).
         activation: "softmax" or "sigmoid": what turns its logits into probabilities. Averages over scales and flips
@@ -42,6 +44,7 @@ class Head(nn.Module, ABC):
     """
 
     annotation_types: ClassVar[tuple[str, ...]] = ("pixel",)
+    step_modes: ClassVar[tuple[str, ...]] = ("fused", "sequential", "per_entry")
     scores_any_space: ClassVar[bool] = False
     activation: str = "softmax"
     scores_void: bool = False
@@ -66,9 +69,18 @@ class Head(nn.Module, ABC):
     def logits(self, features: dict[str, Tensor], space: LabelSpace) -> Tensor:
         """(N, C, h, w) scores in the C classes of ``space`` (and void, see :attr:`scores_void`), at any resolution.
 
+        Or other ones, of which :meth:`score_map` makes these.
+
         Raises:
             UnknownLabelSpaceError: the head cannot name these classes.
         """
+
+    def score_map(self, scores: ScoreMap, space: LabelSpace) -> ScoreMap:
+        """What :meth:`logits` gave for one image, at full size, as scores of the classes of ``space`` (and void).
+
+        For a head whose decisions are taken at full size; by default the scores are those of the classes already.
+        """
+        return scores
 
     def embed(self, features: dict[str, Tensor]) -> Tensor:
         """(N, D, h, w) what the classifiers see, without dropout: the decoder's output."""

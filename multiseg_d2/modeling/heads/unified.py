@@ -107,7 +107,7 @@ class UnifiedHead(Head):
         return {
             "trunk": Trunk(cfg, input_shape),
             "label_spaces": training_spaces(cfg),
-            "loss_type": keys.LOSS_TYPE,
+            "loss_type": keys.LOSS_TYPE or "null_bce",
             "cosine_scale": keys.COSINE_SCALE,
             "relations": RelationSource.from_config(cfg) if relational else None,
         }
