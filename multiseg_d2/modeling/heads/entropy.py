@@ -171,7 +171,7 @@ class EntropyHead(Head):
         return {
             "base": base,
             "entropy": EntropyModule(base.trunk.out_channels, classes),
-            "loss_type": keys.LOSS_TYPE,
+            "loss_type": keys.LOSS_TYPE or "entropy",
             "weights": keys.ENTROPY_WEIGHTS,
             "cosine_scale": keys.COSINE_SCALE,
             "source": PrototypeSource.from_config(cfg),

@@ -216,15 +216,15 @@ class HierarchicalHead(Head):
     def _targets(self, dataset: str) -> list[ClassifierTargets]:
         result = []
         for j, (channels, children) in enumerate(zip(self.channels, self.hierarchy.children)):
-            child = torch.full((256,), -1, dtype=torch.int64)
-            among = torch.zeros(256, len(children) + 1, dtype=torch.bool)
+            child, among = np.full(256, -1), np.zeros((256, len(children) + 1), bool)
             for local_id, path in enumerate(self.hierarchy.paths[dataset]):
                 for step in path:
                     if step.classifier == j and len(step.children) == 1:
                         child[local_id] = step.children[0]
                     elif step.classifier == j:
                         among[local_id, list(step.children)] = True
-            result.append(ClassifierTargets(channels, child, among if bool(among.any()) else None))
+            several = torch.from_numpy(among) if among.any() else None
+            result.append(ClassifierTargets(channels, torch.from_numpy(child), several))
         return result
 
     # ---- evaluation ----
