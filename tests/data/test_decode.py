@@ -298,3 +298,67 @@ def test_every_real_image_reads_as_detectron2_reads_it(samples):
         expected = detection_utils.read_image(str(path), "BGR")
         difference = cv2.absdiff(decode_color(open_file(str(path))), np.ascontiguousarray(expected))
         assert difference.max() <= 4 and difference.mean() < 0.1, path
+
+
+# ---- pyspng, beside what decodes where it is not installed ----
+
+#: Name -> (bits, PNG colour type, channels, chunks before the pixels).
+PNG_KINDS = {
+    "grey": (8, 0, 1, ()),
+    "grey with a transparent value": (8, 0, 1, (chunk(b"tRNS", b"\0\x07"),)),
+    "grey and alpha": (8, 4, 2, ()),
+    "colour": (8, 2, 3, ()),
+    "colour with a gamma": (8, 2, 3, (chunk(b"gAMA", struct.pack(">I", 100000)),)),
+    "colour and alpha": (8, 6, 4, ()),
+    "palette": (8, 3, 1, (chunk(b"PLTE", bytes(range(256)) * 3), chunk(b"tRNS", bytes(range(100))))),
+    "palette of 4 bits": (4, 3, 1, (chunk(b"PLTE", bytes(range(48))),)),
+    "grey of 4 bits": (4, 0, 1, ()),
+    "16-bit grey": (16, 0, 1, ()),
+    "16-bit colour": (16, 2, 3, ()),
+}
+
+
+def outcome(function, path: str, *args):
+    """(What it returns or None, the text of its error)."""
+    try:
+        return function(open_file(path), *args), ""
+    except BadFileError as problem:
+        return None, str(problem)
+
+
+def both_outcomes(monkeypatch, function, path: str, *args):
+    with monkeypatch.context() as without:
+        without.setattr(decode, "pyspng", None)
+        slow = outcome(function, path, *args)
+    return outcome(function, path, *args), slow
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+@pytest.mark.parametrize("kind", PNG_KINDS)
+def test_pyspng_gives_the_same_pixels(tmp_path, monkeypatch, kind, interlaced):
+    depth, color_type, channels, before = PNG_KINDS[kind]
+    values = np.random.default_rng(3).integers(0, 2**depth, (23, 17, channels))
+    path = write_png(tmp_path / "a.png", values, depth, color_type, before, interlaced=interlaced)
+    for function, *args in ((decode_color, "RGB"), (decode_color, "BGR", 9), (decode_index,), (decode_index, 9)):
+        (fast, error), (slow, slow_error) = both_outcomes(monkeypatch, function, path, *args)
+        assert error == slow_error
+        if slow is not None:
+            rows = args[-1] if args and isinstance(args[-1], int) else 23
+            assert fast.dtype == slow.dtype and len(fast) >= rows
+            np.testing.assert_array_equal(fast[:rows], slow[:rows])
+
+
+def test_pyspng_is_used_and_refuses_what_the_others_refuse(tmp_path, monkeypatch):
+    assert decode._spng(open_file(write_png(tmp_path / "a.png", photo(), 8, 2)), "RGB", None) is not None
+    sound, rng = (tmp_path / "a.png").read_bytes(), np.random.default_rng(5)
+    refused = 0
+    for _ in range(150):
+        data = bytearray(sound)
+        data[rng.integers(33, len(data))] ^= 1 << int(rng.integers(8))
+        (tmp_path / "b.png").write_bytes(data)
+        (fast, error), (slow, slow_error) = both_outcomes(monkeypatch, decode_color, str(tmp_path / "b.png"), "RGB")
+        refused += slow is None
+        assert error == slow_error and (slow is None) == (fast is None)
+        if slow is not None:
+            np.testing.assert_array_equal(fast, slow)
+    assert refused > 100
