@@ -1,8 +1,8 @@
 """Bytes of an image file -> pixels, fast where it matters, and never guessing what the pixels mean.
 
 JPEG goes through simplejpeg (1024x2048: 5.2 ms; OpenCV 5.8, Pillow 8.6), PNG through pyspng where that is installed
-(1280x720: 12.8 ms; OpenCV 16.8), everything else through OpenCV or Pillow. A PNG of which only the upper rows are wanted is
-decoded down to the last of them and no further.
+(1280x720: 12.8 ms; OpenCV 16.8), everything else through OpenCV or Pillow. Of a PNG of which only the upper rows are
+wanted, no more is decoded.
 """
 
 from __future__ import annotations
