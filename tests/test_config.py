@@ -119,15 +119,20 @@ def small(path: str, out: Path, *more: str) -> list[str]:
         train, test, number = cfg.DATASETS.TRAIN, cfg.DATASETS.TEST, len(cfg.DATASETS.TRAIN)
     elif cfg.SELF_TRAINING.ROUNDS > 0:
         train, test = ["toy_day_train", "toy_evening_train"], ["toy_evening_val"]
+    elif any(name.endswith("/unlabelled") for name in cfg.DATASETS.TRAIN):
+        sets = ("toy_day_train", "toy_dusk_train")
+        train, test = [f"{name}{part}" for part in ("[:4]", "/unlabelled") for name in sets], ["toy_day_val"]
     keys = {
         "DATASETS.SPECS": (),
         "DATASETS.TRAIN": tuple(train),
         "DATASETS.TEST": tuple(test),
         "DATASETS.REMAP_TO": TOY[0] if remapped else "",
-        "DATALOADER.WEIGHTS": tuple(cfg.DATALOADER.WEIGHTS)[:number],
+        "DATALOADER.WEIGHTS": tuple(min(w, 4) for w in cfg.DATALOADER.WEIGHTS)[: len(train)],
         "DATALOADER.NUM_WORKERS": 0,
         "INPUT.CROP.SIZE": [48, 64],
         "INPUT.MIN_SIZE_TEST": 0,
+        "INPUT.MIN_SIZE_TRAIN": (0,),
+        "INPUT.MIN_SIZE_TRAIN_SAMPLING": "choice",
         "MODEL.DEVICE": "cpu",
         "MODEL.WEIGHTS": "",
         "MODEL.RESNETS.DEPTH": 18,
