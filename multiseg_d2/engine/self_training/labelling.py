@@ -17,10 +17,12 @@ from torch import Tensor
 from ...atomic_file import write_atomically
 from ...data.soft_labels import encode_soft_label
 from ...label_space import IGNORE
+from ...modeling.inference import Prediction, confident_labels
+from ...modeling.score_maps import Resized, ScoreMap
 from .selection import hard_labels, soft_labels
 from .thresholds import ConfidenceSamples
 
-__all__ = ["ConfidenceCollector", "LabelWriter", "all_sum", "probabilities_of"]
+__all__ = ["ConfidenceCollector", "LabelWriter", "all_sum"]
 
 #: Rows of an image that are turned into labels at a time, so that memory holds the scores and little else.
 _ROWS = 64
@@ -33,27 +35,21 @@ def all_sum(counts: np.ndarray) -> np.ndarray:
     return sum(comm.all_gather(counts)) if comm.get_world_size() > 1 else counts
 
 
-def probabilities_of(scores: Tensor, activation: str, prior: Tensor | None = None) -> Tensor:
-    """(N, C, H, W) probabilities, times the spatial prior where there is one, out of (N, C, H, W) scores.
-
-    Args:
-        scores: raw scores.
-        activation: "softmax" or "sigmoid".
-        prior: (C, H, W) in [0, 1], or None.
-    """
-    probabilities = scores.float().softmax(dim=1) if activation == "softmax" else scores.float().sigmoid()
-    return probabilities if prior is None else probabilities * prior
-
-
 class _Labeller(DatasetEvaluator):
     """What both passes share: the probabilities of an image, some rows at a time."""
 
     def __init__(self, num_classes: int, activation: str, prior: Tensor | None) -> None:
         self.num_classes, self.activation, self.prior = num_classes, activation, prior
 
-    def bands(self, scores: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Rows of the image, and their (1, C, rows, W) probabilities."""
-        height, width = scores.shape[-2:]
+    def scores(self, output: Mapping[str, Any]) -> ScoreMap:
+        """What a segmentor answered for an image, as scores that are computed where they are looked at."""
+        if isinstance(output, Prediction):
+            return output.scores
+        return Resized(output["sem_seg"], output["sem_seg"].shape[-2:], activation=self.activation)
+
+    def bands(self, scores: ScoreMap) -> Iterator[Tensor]:
+        """(1, C, rows, W) probabilities of the image from top to bottom, times the prior where there is one."""
+        height, width = scores.size
         if self.prior is not None and tuple(self.prior.shape[-2:]) != (height, width):
             raise ValueError(
                 f"the spatial prior is {tuple(self.prior.shape[-2:])}, but an image of the target is "
@@ -61,13 +57,11 @@ class _Labeller(DatasetEvaluator):
             )
         for top in range(0, height, _ROWS):
             rows = slice(top, min(top + _ROWS, height))
-            prior = None if self.prior is None else self.prior[:, rows].to(scores.device)
             # a void channel, behind the classes, takes part in the softmax but is never a label
-            yield (
-                rows,
-                probabilities_of(scores[None, :, rows], self.activation)[:, : self.num_classes]
-                * (1 if prior is None else prior),
-            )
+            probabilities = scores.probabilities(rows, slice(0, width))[: self.num_classes]
+            if self.prior is not None:
+                probabilities = probabilities * self.prior[:, rows].to(scores.device)
+            yield probabilities[None]
 
 
 class ConfidenceCollector(_Labeller):
@@ -91,11 +85,17 @@ class ConfidenceCollector(_Labeller):
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
         """Takes in the scores ``sem_seg`` (C, H, W) of each image."""
         for sample, output in zip(inputs, outputs):
-            bands = [p.max(dim=1) for _, p in self.bands(output["sem_seg"])]
-            confidence = torch.cat([values[0] for values, _ in bands]).cpu().numpy()  # (H, W)
-            labels = torch.cat([names[0] for _, names in bands]).to(torch.uint8).cpu().numpy()
+            confidence, labels = (t.cpu().numpy() for t in self._most_probable(self.scores(output)))  # (H, W) each
             self.samples.add(confidence, labels)
             self.images[sample["image_id"]] = _mean_class_confidence(confidence, labels, self.num_classes)
+
+    def _most_probable(self, scores: ScoreMap) -> tuple[Tensor, Tensor]:
+        if self.prior is None:
+            labels, confidence = confident_labels(scores, void=scores.channels > self.num_classes)
+            return confidence, labels
+        bands = [band.max(dim=1) for band in self.bands(scores)]
+        names = torch.cat([names[0] for _, names in bands]).to(torch.uint8)
+        return torch.cat([values[0] for values, _ in bands]), names
 
     def evaluate(self) -> dict[str, Any]:
         """``predicted``: (C,) pixels per class; ``images``: image id -> mean over its classes of their confidence."""
@@ -143,22 +143,26 @@ class LabelWriter(_Labeller):
         for sample, output in zip(inputs, outputs):
             if self.images is not None and sample["image_id"] not in self.images:
                 continue
-            thresholds = self.thresholds.to(output["sem_seg"].device)
-            hard, soft = [], []
-            for _, probabilities in self.bands(output["sem_seg"]):
-                if self.alpha > 0:
-                    shares, labels = soft_labels(probabilities, thresholds, self.alpha)
-                    soft.append((shares * (labels != IGNORE).unsqueeze(1))[0].cpu())
-                else:
-                    labels = hard_labels(probabilities, thresholds)
-                hard.append(labels[0].cpu())
-            labels = torch.cat(hard).numpy()  # (H, W)
+            labels, soft = self._labels(self.scores(output))
             self.kept += np.bincount(labels.ravel(), minlength=256)[: self.num_classes]
             self.pixels += labels.size
             self._write(f"labels/{sample['image_id']}.png", _png(labels))
-            if soft:
-                content = encode_soft_label(torch.cat(soft, dim=1).numpy(), keep=SOFT_CLASSES)
+            if soft is not None:
+                content = encode_soft_label(soft, keep=SOFT_CLASSES)
                 self._write(f"soft/{sample['image_id']}.npz", content)
+
+    def _labels(self, scores: ScoreMap) -> tuple[np.ndarray, np.ndarray | None]:
+        """(H, W) uint8 labels and (C, H, W) soft ones, None where these are not wanted."""
+        thresholds = self.thresholds.to(scores.device)
+        if self.alpha > 0:
+            parts = [soft_labels(band, thresholds, self.alpha) for band in self.bands(scores)]
+            shares = torch.cat([(share * (hard != IGNORE).unsqueeze(1))[0] for share, hard in parts], dim=1)
+            return torch.cat([hard[0] for _, hard in parts]).cpu().numpy(), shares.cpu().numpy()
+        if self.prior is not None:
+            return torch.cat([hard_labels(band, thresholds)[0] for band in self.bands(scores)]).cpu().numpy(), None
+        never = thresholds.new_full((scores.channels - self.num_classes,), torch.inf)  # void is no label
+        labels, ratio = confident_labels(scores, thresholds=torch.cat([thresholds, never]))
+        return labels.masked_fill_(ratio < 1, IGNORE).cpu().numpy(), None
 
     def evaluate(self) -> dict[str, Any]:
         """``kept``: (C,) pixels per class, ``pixels``: all, ``files``: name -> sha256; the same on all processes."""

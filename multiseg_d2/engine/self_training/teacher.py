@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...modeling.inference import confident_labels
 from ..dataset_pass import evaluating
 from ..ranks import unwrapped
-from .labelling import probabilities_of
 
 __all__ = ["NO_TEACHER", "real_pixels", "teach"]
 
@@ -36,10 +36,9 @@ def teach(trainer: Any, samples: Sequence[Sample]) -> list[tuple[Tensor, Tensor]
         asked.append({**sample, "height": height, "width": width, "label_space": space})
     taught = []
     with trainer.ema.averaged(), evaluating(model):
-        for sample, output in zip(asked, model(asked)):
-            number = sample["label_space"].num_classes
-            confidence, labels = probabilities_of(output["sem_seg"][None], head.activation)[0, :number].max(dim=0)
-            taught.append((labels.to(torch.uint8).cpu(), confidence.cpu()))
+        for output in model(asked):
+            labels, confidence = confident_labels(output.scores, void=head.scores_void)
+            taught.append((labels.cpu(), confidence.cpu()))
     return taught
 
 
