@@ -74,6 +74,7 @@ class EncodedFile:
         height, width: size after the EXIF turn, the size that a viewer shows.
         orientation: EXIF orientation, 1 (as stored) to 8.
         damage: why its numbers cannot serve as ids, for example lossy compression; "" = they can.
+        pixels: what it decodes to, where that was done before (see :mod:`.cache`); images (H, W, 3) in RGB order.
     """
 
     path: str
@@ -85,6 +86,7 @@ class EncodedFile:
     width: int
     orientation: int
     damage: str = ""
+    pixels: np.ndarray | None = None
 
     def describe(self) -> str:
         """For messages: what is stored, for example ``"an 8-bit palette PNG"`` or ``"a TIFF of mode F"``."""
@@ -261,6 +263,8 @@ def decode_color(file: EncodedFile, order: str = "BGR", rows: int | None = None)
     """
     if order not in ("BGR", "RGB"):
         raise ValueError(f"INPUT.FORMAT is {order!r}: only 'BGR' and 'RGB' are known.")
+    if file.pixels is not None:
+        return file.pixels if order == "RGB" else file.pixels[..., ::-1]
     if file.kind == "JPEG" and file.mode != "CMYK" and simplejpeg is not None:
         try:
             return _turned(simplejpeg.decode_jpeg(file.data, order), file)

@@ -18,15 +18,8 @@ from detectron2.data import MetadataCatalog
 
 from ..label_space import IGNORE, IllegalLabelError, LabelSpace, remap, to_local
 from ..yaml_file import did_you_mean
-from .decode import (
-    BadFileError,
-    EncodedFile,
-    decode_color,
-    decode_first_channel,
-    decode_index,
-    open_file,
-    refuse_damaged,
-)
+from .cache import open_through_cache
+from .decode import BadFileError, EncodedFile, decode_color, decode_first_channel, decode_index, refuse_damaged
 from .spec import ENCODINGS, DatasetSpec
 from .views import register_views
 
@@ -36,6 +29,7 @@ __all__ = [
     "LabelReader",
     "LabelTarget",
     "UnknownSegmentError",
+    "decode_label",
     "label_path",
     "label_targets",
     "read_label",
@@ -124,32 +118,8 @@ class LabelReader:
         return cls(spec.encoding, table, spec.color_table() if spec.encoding == "color" else None)
 
     def decode(self, file: EncodedFile, rows: int | None = None) -> np.ndarray:
-        """Pixels as stored.
-
-        Args:
-            file: the label file, opened.
-            rows: only the first ``rows`` rows are needed.
-
-        Returns:
-            (H', W) uint8 or uint16 raw ids for ``index`` and ``first_channel``; (H', W, 3) uint8 for the others,
-            ``color`` in BGR and ``panoptic`` in RGB order, so that a pixel's bytes read as one little-endian number are
-            its key; H' >= rows.
-
-        Raises:
-            BadFileError: broken file, or one that does not fit the encoding.
-        """
-        if self.encoding == "index":
-            return decode_index(file, rows)
-        if self.encoding == "first_channel":
-            return decode_first_channel(file)
-        refuse_damaged(file)
-        if file.depth == 16 or file.mode not in ("RGB", "RGBA", "P"):
-            raise BadFileError(
-                f"{file.path}: the spec says 'encoding: {self.encoding}' (8-bit RGB PNG), but this is "
-                f"{file.describe()}. If its pixels are ids, say 'encoding: index' in the spec; if it was made from a "
-                "picture in colours, save that again without turning it grey."
-            )
-        return decode_color(file, "BGR" if self.encoding == "color" else "RGB", rows)
+        """Pixels as stored; see :func:`decode_label`."""
+        return decode_label(file, self.encoding, rows) if file.pixels is None else file.pixels
 
     def to_raw(self, stored: np.ndarray, dataset_dict: dict[str, Any]) -> np.ndarray:
         """Raw ids of stored pixels.
@@ -202,7 +172,37 @@ class LabelReader:
         path = label_path(dataset_dict)
         if path is None:
             raise BadFileError(f"{dataset_dict.get('file_name', 'dataset dict')}: this image has no label map.")
-        return self.decode(open_file(path))
+        return self.decode(open_through_cache(path, self.encoding))
+
+
+def decode_label(file: EncodedFile, encoding: str, rows: int | None = None) -> np.ndarray:
+    """Pixels of a label map as stored.
+
+    Args:
+        file: the label file, opened.
+        encoding: one of :data:`multiseg_d2.data.spec.ENCODINGS`.
+        rows: only the first ``rows`` rows are needed.
+
+    Returns:
+        (H', W) uint8 or uint16 raw ids for ``index`` and ``first_channel``; (H', W, 3) uint8 for the others,
+        ``color`` in BGR and ``panoptic`` in RGB order, so that a pixel's bytes read as one little-endian number are
+        its key; H' >= rows.
+
+    Raises:
+        BadFileError: broken file, or one that does not fit the encoding.
+    """
+    if encoding == "index":
+        return decode_index(file, rows)
+    if encoding == "first_channel":
+        return decode_first_channel(file)
+    refuse_damaged(file)
+    if file.depth == 16 or file.mode not in ("RGB", "RGBA", "P"):
+        raise BadFileError(
+            f"{file.path}: the spec says 'encoding: {encoding}' (8-bit RGB PNG), but this is "
+            f"{file.describe()}. If its pixels are ids, say 'encoding: index' in the spec; if it was made from a "
+            "picture in colours, save that again without turning it grey."
+        )
+    return decode_color(file, "BGR" if encoding == "color" else "RGB", rows)
 
 
 def _category_lookup(dataset_dict: dict[str, Any]) -> ExactLookup:

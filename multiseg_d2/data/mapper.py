@@ -28,7 +28,8 @@ from .augment import (
     draw_scale,
     shortest_edge_scale,
 )
-from .decode import EncodedFile, check_sizes, decode_color, open_file
+from .cache import IMAGE, open_through_cache
+from .decode import EncodedFile, check_sizes, decode_color
 from .labels import LabelTarget, label_path, label_targets, read_local_label
 from .soft_labels import read_soft_label
 
@@ -134,7 +135,7 @@ class TrainMapper:
             IllegalLabelError: the crop holds ids that the label space does not know.
         """
         target = self.targets[dataset_dict["entry"]]
-        file = open_file(dataset_dict["file_name"])
+        file = open_through_cache(dataset_dict["file_name"], IMAGE)
         label = _LabelMap(target, dataset_dict) if label_path(dataset_dict) else None
         check_sizes(file, label and label.file, dataset_dict)
 
@@ -196,7 +197,7 @@ class _LabelMap:
     """The label map of one image: decoded as far as it is needed, translated once."""
 
     def __init__(self, target: LabelTarget, dataset_dict: DatasetDict) -> None:
-        self.file = open_file(label_path(dataset_dict))
+        self.file = open_through_cache(label_path(dataset_dict), target.reader.encoding)
         self._target, self._dict = target, dataset_dict
         self._stored: np.ndarray | None = None
         self._local: np.ndarray | None = None
@@ -256,7 +257,7 @@ class EvaluationMapper:
         Raises:
             BadFileError: the image is missing, broken, or not of the size that the dict states.
         """
-        file = open_file(dataset_dict["file_name"])
+        file = open_through_cache(dataset_dict["file_name"], IMAGE)
         check_sizes(file, None, dataset_dict)
         scale = shortest_edge_scale(file.height, file.width, self.min_size, self.max_size)
         out_h, out_w = (max(1, int(side * scale + 0.5)) for side in (file.height, file.width))
