@@ -166,17 +166,26 @@ class Hierarchy:
         ends = {int(table[i]) for i, children in enumerate(self._below) if not children}
         return table, tuple(c for c in range(space.num_classes) if c not in ends)
 
+    def standing_for(self, node: int) -> list[tuple[str, str]]:
+        """(dataset, class) that a node is; none for a virtual node."""
+        leaves = self.nodes[node].leaves
+        return [
+            (dataset, name)
+            for dataset, rows in self._rows.items()
+            for name, row in zip(self._classes[dataset], rows)
+            if row == leaves
+        ]
+
+    def depth(self, node: int) -> int:
+        """Number of nodes above."""
+        return 0 if node == 0 else 1 + self.depth(self.parent_of(node))
+
     def lines(self) -> Iterator[str]:
         """The tree for reading: one line per node, with the classes that stand for it."""
-        labels: dict[Leaves, list[str]] = {}
-        for dataset, rows in self._rows.items():
-            for name, row in zip(self._classes[dataset], rows):
-                labels.setdefault(row, []).append(f"{dataset}: {name}")
         for i, node in enumerate(self.nodes):
-            depth = self._depth(node)
             own = "" if i not in self.classifiers else f"  [{len(self._below[i])} + void]"
-            classes = "; ".join(labels.get(node.leaves, ["no class: virtual"]))
-            yield f"{'  ' * depth}{node.name}{own}  ({classes})"
+            classes = "; ".join(f"{dataset}: {name}" for dataset, name in self.standing_for(i)) or "no class: virtual"
+            yield f"{'  ' * self.depth(i)}{node.name}{own}  ({classes})"
 
     def problems(self) -> Iterator[str]:
         """What a reader should know: who is left out of which classifier, and which children nobody teaches."""
@@ -218,12 +227,6 @@ class Hierarchy:
             ordered.append(node)
             stack += reversed(children.get(node.name, []))
         return tuple(ordered)
-
-    def _depth(self, node: Node) -> int:
-        depth = 0
-        while node.parent:
-            node, depth = self.nodes[self._index[node.parent]], depth + 1
-        return depth
 
     def _place(self, spaces: Mapping[str, LabelSpace]) -> None:
         """Finds the path of every class, and leaves datasets out of classifiers of which they know one child only."""

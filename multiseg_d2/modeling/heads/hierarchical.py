@@ -28,7 +28,7 @@ from ..weak_maps import box_map, hard_box_map, tag_map
 from .head import Head
 from .trunk import Trunk
 
-__all__ = ["LOSS_TYPES", "HierarchicalHead"]
+__all__ = ["LOSS_TYPES", "HierarchicalHead", "training_hierarchy"]
 
 logger = logging.getLogger(__name__)
 
@@ -101,21 +101,11 @@ class HierarchicalHead(Head):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
         """Arguments by ``MODEL.SEM_SEG_HEAD`` and the entries of ``DATASETS.TRAIN``."""
-        keys, spaces = cfg.MODEL.SEM_SEG_HEAD, training_spaces(cfg)
-        kinds: dict[str, set[str]] = {}
-        for entry in cfg.DATASETS.TRAIN:
-            kinds.setdefault(catalog_space(entry)[0], set()).add(MetadataCatalog.get(entry).annotation)
-        weak = [dataset for dataset, found in kinds.items() if "pixel" not in found]
-        universal = max((MetadataCatalog.get(e).universal_classes for e in cfg.DATASETS.TRAIN), key=len)
-        if keys.HIERARCHY:
-            hierarchy = Hierarchy(read_nodes(keys.HIERARCHY, universal), spaces, weak, where=keys.HIERARCHY)
-        else:
-            hierarchy = Hierarchy.build(spaces, universal, weak)
         return {
             "trunk": Trunk(cfg, input_shape),
-            "label_spaces": spaces,
-            "hierarchy": hierarchy,
-            "loss_type": keys.LOSS_TYPE or "iv2019",
+            "label_spaces": training_spaces(cfg),
+            "hierarchy": training_hierarchy(cfg),
+            "loss_type": cfg.MODEL.SEM_SEG_HEAD.LOSS_TYPE or "iv2019",
         }
 
     # ---- training ----
@@ -260,6 +250,23 @@ class HierarchicalHead(Head):
                 torch.from_numpy(table), space.num_classes, self.fill_void,
             )  # fmt: skip
         return replace(self._chains[key], fill_void=self.fill_void)
+
+
+def training_hierarchy(cfg: CfgNode) -> Hierarchy:
+    """The tree of ``DATASETS.TRAIN``, from the file ``MODEL.SEM_SEG_HEAD.HIERARCHY`` or out of the label spaces.
+
+    Raises:
+        HierarchyError: the file is none, or a class has no place.
+    """
+    spaces, path = training_spaces(cfg), cfg.MODEL.SEM_SEG_HEAD.HIERARCHY
+    kinds: dict[str, set[str]] = {}
+    for entry in cfg.DATASETS.TRAIN:
+        kinds.setdefault(catalog_space(entry)[0], set()).add(MetadataCatalog.get(entry).annotation)
+    weak = [dataset for dataset, found in kinds.items() if found <= {"box", "tag"}]
+    universal = max((MetadataCatalog.get(e).universal_classes for e in cfg.DATASETS.TRAIN), key=len)
+    if path:
+        return Hierarchy(read_nodes(path, universal), spaces, weak, where=path)
+    return Hierarchy.build(spaces, universal, weak)
 
 
 class _Decisions:
