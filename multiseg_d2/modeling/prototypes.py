@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 #: What was measured, in OUTPUT_DIR.
 PROTOTYPES_FILE = "prototypes.npz"
+#: Weights of a backbone alone begin so.
+_BACKBONES = ("package://", "timm://")
 #: Pixels of a class that k-means sees; where there are more, every second one is dropped again and again.
 _MAX_SAMPLE = 4096
 
@@ -78,17 +80,19 @@ class PrototypeSource:
             weights they are measured.
         entries: labelled catalog entries of the training sets.
         folder: where measured prototypes are written; "" = nowhere.
+        start: ``MODEL.WEIGHTS``, for a warning where the decoder starts from random weights.
     """
 
     statistics: str = ""
     entries: Sequence[str] = ()
     folder: str = ""
+    start: str | None = None
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> PrototypeSource:
         """By ``MODEL.SEM_SEG_HEAD.CLASS_STATISTICS`` and ``DATASETS.TRAIN``."""
         entries = [e for e in cfg.DATASETS.TRAIN if MetadataCatalog.get(e).get("annotation", "pixel") == "pixel"]
-        return cls(cfg.MODEL.SEM_SEG_HEAD.CLASS_STATISTICS, tuple(entries), cfg.OUTPUT_DIR)
+        return cls(cfg.MODEL.SEM_SEG_HEAD.CLASS_STATISTICS, tuple(entries), cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS)
 
     def find(self, head: EntropyHead, run_over: Callable[..., Any], dim: int, centroids: int = 1) -> Prototypes:
         """Prototypes of a head's datasets; says in the log what they are.
@@ -108,6 +112,12 @@ class PrototypeSource:
             return Prototypes(classes, {d: _random(len(names), centroids, dim) for d, names in classes.items()})
         if self.statistics.endswith(".npz"):
             return self._load(classes, dim, centroids)
+        if self.statistics == "" and self.start is not None and (not self.start or self.start.startswith(_BACKBONES)):
+            logger.warning(
+                "prototypes are measured with a decoder of RANDOM weights (MODEL.WEIGHTS is %r): train on the labelled "
+                "images first, and name that checkpoint in MODEL.SEM_SEG_HEAD.CLASS_STATISTICS or MODEL.WEIGHTS",
+                self.start,
+            )
         found = self._measure(head, classes, run_over, dim, centroids)
         if self.folder and comm.is_main_process():
             found.save(os.path.join(self.folder, PROTOTYPES_FILE))

@@ -163,6 +163,14 @@ def test_random_prototypes_say_so(spaces, caplog):
     assert "RANDOM" in caplog.text and found.vectors["alpha"].any()
 
 
+@pytest.mark.parametrize(("start", "warns"), [("", True), ("package://x", True), ("out/model_final.pth", False)])
+def test_a_decoder_of_random_weights_is_said(start, warns, spaces, run_over, caplog):
+    entries = ("modeling_alpha_train", "modeling_beta_train")
+    with caplog.at_level(logging.WARNING, "multiseg_d2"):
+        PrototypeSource("", entries, start=start).find(FakeHead(spaces), run_over, 3)
+    assert ("RANDOM" in caplog.text) == warns
+
+
 def test_no_labels_no_prototypes(spaces):
     def nothing(entry, evaluator, **options):
         evaluator.reset()
