@@ -55,21 +55,49 @@ def conditional(
 
     Source: heterogeneous datasets (IV 2018): hierarchical classifiers.
     """
-    target = target.long()
-    total, gradient = scores.new_zeros(()), torch.zeros_like(scores)
+    target, scores = target.long(), scores.contiguous()
+    total = scores.new_zeros(())
+    free = torch.ones(scores.shape[1], dtype=torch.bool, device=scores.device)
     for one, factor in zip(classifiers, factors):
-        own = slice(*one.channels)
-        child = one.child[target]  # (n, r, c)
+        own = scores[:, slice(*one.channels)]
+        free[slice(*one.channels)] = False
         several = None if one.among is None else one.among[target].movedim(-1, 1)  # (n, K + 1, r, c)
-        if several is not None and bool(several.any()):
-            loss, change = _among(scores[:, own], several)
-            total = total + factor * loss
-            gradient[:, own] += factor * change
-        if bool((child >= 0).any()):
-            loss, change = softmax(scores[:, own], child, ignore=_NOT_COUNTED)
-            total = total + factor * loss
-            gradient[:, own] += factor * change
-    return total, gradient
+        extra = _among(own, several) if several is not None and bool(several.any()) else None
+        child = one.child.index_select(0, target.flatten()).view_as(target)  # (n, r, c)
+        weight = torch.as_tensor(factor, dtype=scores.dtype, device=scores.device)
+        total = total + sum(_hard(*pair, weight) for pair in zip(own, child))  # from here on, `own` holds the gradient
+        if extra is not None:
+            total = total + weight * extra[0]
+            own += weight * extra[1]
+    if bool(free.any()):
+        scores[:, free] = 0
+    return total, scores
+
+
+def _hard(scores: Tensor, child: Tensor, weight: Tensor) -> Tensor:
+    """Weighted cross-entropy of one classifier on one image; its gradient takes the place of the scores.
+
+    Below the root most pixels of an image say nothing to a classifier: then only the others are looked at.
+
+    Args:
+        scores: (K + 1, r, c), contiguous.
+        child: (r, c), -1 where a pixel says nothing.
+        weight: scalar.
+    """
+    counted = child >= 0
+    number = int(counted.sum())
+    if 2 * number > counted.numel():
+        return softmax(scores[None], child[None], weight.view(1, 1, 1), ignore=_NOT_COUNTED)[0]
+    places = counted.flatten().nonzero()[:, 0]  # (M,)
+    flat = scores.view(len(scores), -1)
+    few = flat.index_select(1, places)[None, :, :, None]
+    flat.zero_()
+    if not number:
+        return flat.new_zeros(())
+    target = child.flatten()[places][None, :, None]
+    loss, change = softmax(few, target, weight.view(1, 1, 1), ignore=_NOT_COUNTED)
+    flat.index_copy_(1, places, change[0, :, :, 0])
+    return loss
 
 
 def _among(scores: Tensor, several: Tensor) -> tuple[Tensor, Tensor]:
