@@ -53,3 +53,12 @@ def test_prototypes_of_a_first_phase_and_other_starting_weights(tiny_train):
     own = tiny_train(*KEYS, *ENTROPY, "SOLVER.MAX_ITER", "1", out="own")
     for dataset, vectors in prototypes_of(second).items():
         assert vectors.any() and not torch.allclose(vectors, prototypes_of(own)[dataset])
+
+
+def test_two_processes_measure_the_prototypes_of_one(start, tiny_train, tmp_path):
+    keys = [*KEYS, *ENTROPY, "SOLVER.MAX_ITER", "1"]
+    assert start(*keys, out="two", processes=2).wait() == [0, 0]
+    whole = tiny_train(*keys, out="one")
+    one, two = (Prototypes.load(folder / PROTOTYPES_FILE) for folder in (whole, tmp_path / "two"))
+    for dataset, vectors in one.vectors.items():
+        np.testing.assert_allclose(two.vectors[dataset], vectors, atol=1e-4)
