@@ -3,7 +3,7 @@
 The largest of the scores of all classes is taken piece by piece (:class:`.ScoreMap`). Where scores are resized to
 labels only, most of the work is not even needed: between four neighbouring positions at which the same class has the
 largest score, bilinear interpolation cannot make another one larger, so only the cells whose corners disagree are
-computed. The labels are those of the full-size way but for ties within rounding.
+computed, unless nearly all do. The labels are those of the full-size way but for ties within rounding.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ __all__ = ["Prediction", "confident_labels", "label_map"]
 
 #: Cells whose corners disagree are computed in batches of about so many scores (512 KiB).
 _BATCH_SCORES = 1 << 17
+#: Where the corners of more cells than this share disagree, pieces are the faster way (measured for 19 to 171 classes).
+_MOST_DIFFERENT = 0.6
 
 
 class Prediction(Mapping):
@@ -73,9 +75,8 @@ def label_map(scores: ScoreMap, void: bool = False) -> Tensor:
         ValueError: too many channels, or a score that is not a finite number.
     """
     _check(scores)
-    if _between_corners_pays(scores):
-        labels = torch.from_numpy(_labels_between_corners(scores))
-    else:
+    labels = _labels_between_corners(scores) if _between_corners_pays(scores) else None
+    if labels is None:
         labels = torch.empty(scores.size, dtype=torch.uint8, device=scores.device)
         for rows, columns in tiles(scores.size, piece_pixels(scores.channels, scores.device)):
             labels[rows, columns], _ = _winner(scores.comparable(rows, columns))
@@ -157,22 +158,23 @@ def _between_corners_pays(scores: ScoreMap) -> bool:
     return all(size >= 2 * source for size, source in zip(scores.resize.size, scores.resize.source))
 
 
-def _labels_between_corners(scores: Resized) -> np.ndarray:
-    """(H, W) uint8 labels by full work in the cells whose corners disagree."""
+def _labels_between_corners(scores: Resized) -> Tensor | None:
+    """(H, W) uint8 labels by full work in the cells whose corners disagree; None where there are too many of these."""
     source = scores.source.contiguous()
     winners = np.pad(_argmax(source.numpy())[0], 1, mode="edge")  # (h + 2, w + 2)
-    axes = [_Axis(weights, length) for weights, length in zip(scores.resize.weights, scores.size)]
-    down, across = axes
-    labels = np.ascontiguousarray(winners[:, across.cells + 1][down.cells + 1])  # as if no cell had two winners
     corner = winners[1:, 1:]
     differs = (winners[:-1, :-1] != corner) | (winners[:-1, 1:] != corner) | (winners[1:, :-1] != corner)
+    if differs.mean() > _MOST_DIFFERENT:
+        return None
+    down, across = (_Axis(weights, length) for weights, length in zip(scores.resize.weights, scores.size))
+    labels = np.ascontiguousarray(winners[:, across.cells + 1][down.cells + 1])  # as if no cell had two winners
     rows, columns = np.nonzero(differs & (down.counts > 0)[:, None] & (across.counts > 0))  # of (h + 1, w + 1) cells
     step = max(_BATCH_SCORES // (len(source) * across.longest), 1)
     flat = labels.reshape(-1)
     for start in range(0, len(rows), step):
         y, x = rows[start : start + step], columns[start : start + step]
         _fill_cells(flat, source, down, across, y, x)
-    return labels
+    return torch.from_numpy(labels)
 
 
 class _Axis:
