@@ -44,7 +44,11 @@ def network(config: str) -> torch.nn.Module:
     ]
     torch.manual_seed(0)
     model = build_model(load_config(config, keys)).eval()
-    torch.nn.init.normal_(model.sem_seg_head.classifiers["cityscapes"].weight, std=1.0)
+    classifier = model.sem_seg_head.classifiers["cityscapes"]
+    torch.nn.init.normal_(classifier.weight, std=1.0)
+    sample = {"image": torch.randint(0, 256, (3, 128, 256), dtype=torch.uint8), "dataset": "cityscapes"}
+    with torch.no_grad():  # scores of the size that trained networks have
+        classifier.weight.mul_(3 / model([sample])[0]["sem_seg"].std())
     return model
 
 
