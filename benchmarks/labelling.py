@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """What self-training's labelling adds to its forward passes, and thresholds beside the sort-based definition.
 
-    python benchmarks/labelling.py [--images 3] [--height 1024] [--width 2048]
+    python benchmarks/labelling.py --images 3 --height 1024 --width 2048
 
 A round passes over the target twice: one pass collects confidences, one writes label files. Each image is scored by a
 network with random weights (EfficientNet-Lite0 if timm is there, else ResNet-18) for 19 classes; processor time of the
