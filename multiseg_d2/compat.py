@@ -137,6 +137,8 @@ def _answer_version_queries() -> None:
 
 
 def _install_pillow_names() -> None:
+    if not _installed("PIL"):  # Detectron2 says so itself where it needs it
+        return
     from PIL import Image
 
     for old, new in _PILLOW_NAMES.items():

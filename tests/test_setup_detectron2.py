@@ -269,7 +269,11 @@ def test_wheel_holds_the_python_files_and_a_true_record(tmp_path):
         info = "detectron2-0.5+python.dist-info"
         assert names == {
             *("detectron2/__init__.py", "detectron2/layers/__init__.py", "detectron2/projects/__init__.py"),
-            *("detectron2/projects/deeplab/__init__.py", "detectron2/projects/point_rend/__init__.py"),
+            *(
+                "detectron2/_stand_ins.py",
+                "detectron2/projects/deeplab/__init__.py",
+                "detectron2/projects/point_rend/__init__.py",
+            ),
             *(f"{info}/{name}" for name in ("METADATA", "WHEEL", "RECORD", "LICENSE")),
         }
         rows = list(csv.reader(io.StringIO(wheel.read(f"{info}/RECORD").decode())))
