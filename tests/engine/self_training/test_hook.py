@@ -82,7 +82,9 @@ def test_the_labels_are_a_dataset_like_any_other(whole):
     assert all("/labels/" in r["sem_seg_file_name"] and "self_training" in r["sem_seg_file_name"] for r in records)
 
 
-@pytest.mark.parametrize("images", [3, 5, 7])
+@pytest.mark.parametrize(
+    "images", [pytest.param(3, marks=pytest.mark.slow), pytest.param(5, marks=pytest.mark.slow), 7]
+)
 def test_killed_while_labelling(images, whole, start, tiny_train):
     """In the first round, between the rounds (5 = nothing of the second is written yet), in the second."""
     broken = start(*KEYS, out="broken", fault=f"kill_in_labels@{images}")
@@ -92,7 +94,7 @@ def test_killed_while_labelling(images, whole, start, tiny_train):
     assert_same(final_state(out), final_state(whole))
 
 
-@pytest.mark.parametrize("step", [1, 3, 4])
+@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(4, marks=pytest.mark.slow)])
 def test_killed_while_training(step, whole, start, tiny_train):
     """Inside the first round, in the first step of the second (its labels are there), inside the second."""
     assert start(*KEYS, out="broken", fault=f"kill@{step}").wait() == [-9]
