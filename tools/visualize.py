@@ -45,21 +45,21 @@ from multiseg_d2.yaml_file import did_you_mean
 CONSOLE = Console(stderr=True)
 
 
-def choose(catalog: str, number: int, wanted: Sequence[str]) -> list[tuple[int, dict[str, Any]]]:
+def choose(entry: str, number: int, wanted: Sequence[str]) -> list[tuple[int, dict[str, Any]]]:
     """(position, dataset dict) of what is shown: the images named in ``wanted``, else ``number`` spread evenly."""
     try:
-        register_views([catalog])
+        register_views([entry])
     except ViewNameError as problem:
         raise InputError(str(problem)) from None
-    if catalog not in DatasetCatalog.list():
-        raise InputError(f"{catalog!r} is not registered{did_you_mean(catalog, DatasetCatalog.list())}")
-    records = DatasetCatalog.get(catalog)
+    if entry not in DatasetCatalog.list():
+        raise InputError(f"{entry!r} is not registered{did_you_mean(entry, DatasetCatalog.list())}")
+    records = DatasetCatalog.get(entry)
     if not wanted:
         return [(i, records[i]) for i in pictures.spread(len(records), number or len(records))]
     by_name = {name: i for i, r in enumerate(records) for name in (Path(r["file_name"]).stem, str(r["image_id"]))}
     missing = [name for name in wanted if name not in by_name]
     if missing:
-        raise InputError(f"{catalog} has no image {missing[0]!r}{did_you_mean(missing[0], by_name)}")
+        raise InputError(f"{entry} has no image {missing[0]!r}{did_you_mean(missing[0], by_name)}")
     return [(by_name[name], records[by_name[name]]) for name in wanted]
 
 
@@ -88,11 +88,11 @@ def draw_boxes(image: np.ndarray, annotations: Sequence[dict[str, Any]], space: 
     return np.asarray(canvas)
 
 
-def draw(record: dict[str, Any], catalog: str, predictor: Predictor | None) -> np.ndarray:
+def draw(record: dict[str, Any], entry: str, predictor: Predictor | None) -> np.ndarray:
     """The picture of one dataset dict."""
-    space = MetadataCatalog.get(catalog).label_space
+    space = MetadataCatalog.get(entry).label_space
     image = read_image(record["file_name"], "RGB")
-    title = f"{catalog}   {record['image_id']}"
+    title = f"{entry}   {record['image_id']}"
     maps: dict[str, np.ndarray] = {}
     if label_path(record) is not None:
         maps["ground truth"] = read_local_label(record)
@@ -109,23 +109,23 @@ def draw(record: dict[str, Any], catalog: str, predictor: Predictor | None) -> n
     return pictures.comparison(image, maps, space.classes, space.colors, title)
 
 
-def visualize(catalog: str, args: argparse.Namespace, cfg: CfgNode | None) -> int:
+def visualize(entry: str, args: argparse.Namespace, cfg: CfgNode | None) -> int:
     """Writes the pictures of one entry; returns how many could not be drawn."""
-    chosen = choose(catalog, args.number, args.images)
-    targets = {i: args.output / catalog / f"{i:06d}_{Path(record['file_name']).stem}.png" for i, record in chosen}
+    chosen = choose(entry, args.number, args.images)
+    targets = {i: args.output / entry / f"{i:06d}_{Path(record['file_name']).stem}.png" for i, record in chosen}
     read = [path for _, record in chosen for path in (record["file_name"], label_path(record)) if path]
     check_targets({targets[i]: record["file_name"] for i, record in chosen}, read)
-    predictor = None if cfg is None else Predictor(cfg, MetadataCatalog.get(catalog).dataset, args.norm)
+    predictor = None if cfg is None else Predictor(cfg, MetadataCatalog.get(entry).dataset, args.norm)
     failed = 0
-    for position, record in track(chosen, description=catalog, console=CONSOLE):
+    for position, record in track(chosen, description=entry, console=CONSOLE):
         try:
-            picture = draw(record, catalog, predictor)
+            picture = draw(record, entry, predictor)
         except ValueError as error:  # of the reader: the message names the file
             CONSOLE.print(f"not drawn: {error}", style="red", markup=False, soft_wrap=True)
             failed += 1
             continue
         pictures.save(picture, targets[position])
-    CONSOLE.print(f"{len(chosen) - failed} pictures in {args.output / catalog}", markup=False, soft_wrap=True)
+    CONSOLE.print(f"{len(chosen) - failed} pictures in {args.output / entry}", markup=False, soft_wrap=True)
     return failed
 
 
@@ -154,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             register_config(cfg)
         for spec in args.specs:
             register_dataset(spec)
-        return int(sum(visualize(catalog, args, cfg) for catalog in args.entries) > 0)
+        return int(sum(visualize(entry, args, cfg) for entry in args.entries) > 0)
     except (InputError, ConfigError, CheckpointError, RegistrationError, SpecError, DatasetFilesError) as error:
         CONSOLE.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         return 2

@@ -114,9 +114,9 @@ def _file_identity(path: str) -> str:
     return total.hexdigest()
 
 
-def _spec_identity(catalog_name: str) -> str:
+def _spec_identity(entry: str) -> str:
     """A split by its spec and the lists of its images, by their content; not by where the files lie."""
-    spec = MetadataCatalog.get(catalog_name).spec
+    spec = MetadataCatalog.get(entry).spec
     splits = {
         name: dataclasses.replace(split, ids=_file_identity(split.ids)) if isinstance(split.ids, str) else split
         for name, split in spec.splits.items()

@@ -36,17 +36,17 @@ class EvaluationError(ValueError):
     """Something cannot be scored. The message names the catalog entry and the file."""
 
 
-def build_evaluator(cfg: CfgNode, catalog_name: str, output_dir: str | None = None) -> MultiDatasetEvaluator:
+def build_evaluator(cfg: CfgNode, entry: str, output_dir: str | None = None) -> MultiDatasetEvaluator:
     """Builds the evaluator of an entry of ``DATASETS.TEST``.
 
     Args:
         cfg: for ``OUTPUT_DIR`` and ``TEST.NUM_PICTURES``.
-        catalog_name: for example ``"camvid_val"``.
-        output_dir: folder of the results; the evaluator writes to the folder ``catalog_name`` in it.
+        entry: for example ``"camvid_val"``.
+        output_dir: folder of the results; the evaluator writes to the folder ``entry`` in it.
             Default: ``OUTPUT_DIR/inference``.
     """
     output_dir = output_dir or os.path.join(cfg.OUTPUT_DIR, "inference")
-    return MultiDatasetEvaluator(catalog_name, output_dir=output_dir, num_pictures=cfg.TEST.NUM_PICTURES)
+    return MultiDatasetEvaluator(entry, output_dir=output_dir, num_pictures=cfg.TEST.NUM_PICTURES)
 
 
 class MultiDatasetEvaluator(DatasetEvaluator):
@@ -55,7 +55,7 @@ class MultiDatasetEvaluator(DatasetEvaluator):
     Used as any of Detectron2's evaluators. Only confusion matrices are kept, whatever the number of images.
 
     Args:
-        catalog_name: entry with pixel labels.
+        entry: entry with pixel labels.
         output_dir: folder of the results, None: nothing is written.
         num_pictures: pictures (image, ground truth, prediction, errors) that are written, spread evenly over the entry,
             always of the same images; if there are any, the confusion matrix is drawn, too.
@@ -70,19 +70,19 @@ class MultiDatasetEvaluator(DatasetEvaluator):
     """
 
     def __init__(
-        self, catalog_name: str, *, output_dir: str | None = None, num_pictures: int = 0, distributed: bool = True
+        self, entry: str, *, output_dir: str | None = None, num_pictures: int = 0, distributed: bool = True
     ) -> None:
-        self._name = catalog_name
-        register_views((catalog_name,))
-        self._metadata = MetadataCatalog.get(catalog_name)
+        self._name = entry
+        register_views((entry,))
+        self._metadata = MetadataCatalog.get(entry)
         if self._metadata.annotation != "pixel":
             raise EvaluationError(
-                f"{catalog_name} has no pixel labels (annotation {self._metadata.annotation!r}), so it cannot be "
+                f"{entry} has no pixel labels (annotation {self._metadata.annotation!r}), so it cannot be "
                 "scored. Take it out of DATASETS.TEST; tools/predict.py predicts images without labels."
             )
         self._space = self._metadata.label_space
         self._rule = rule_of(self._metadata)
-        self._folder = os.path.join(output_dir, catalog_name) if output_dir else None
+        self._folder = os.path.join(output_dir, entry) if output_dir else None
         self._num_pictures = num_pictures if output_dir else 0
         self._distributed = distributed
         self.coverage = Coverage()

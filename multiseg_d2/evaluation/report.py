@@ -61,7 +61,7 @@ def as_json(scores: Sequence[DatasetScores]) -> dict[str, Any]:
     """The report as plain JSON values; nan becomes None."""
     datasets = {}
     for one in scores:
-        datasets[one.catalog] = {
+        datasets[one.entry] = {
             "dataset": one.dataset,
             "images": one.images,
             "classes": len(one.iou),
@@ -74,7 +74,7 @@ def as_json(scores: Sequence[DatasetScores]) -> dict[str, Any]:
             "official": None,
         }
         if one.official:
-            datasets[one.catalog]["official"] = {
+            datasets[one.entry]["official"] = {
                 "rule": one.official.rule,
                 "title": one.official.title,
                 "difference": one.official.difference,
@@ -86,18 +86,18 @@ def as_json(scores: Sequence[DatasetScores]) -> dict[str, Any]:
 
 
 def as_csv(scores: Sequence[DatasetScores]) -> str:
-    """One value per row: catalog, dataset, rule (plain or official), metric, class or group, value; empty = n/a.
+    """One value per row: entry, dataset, rule (plain or official), metric, class or group, value; empty = n/a.
 
     The last rows are the means, in place of a catalog entry ``mean``, ``mean/seen`` and ``mean/unseen``.
     """
     text = io.StringIO()
     write = csv.writer(text, lineterminator="\n")
-    write.writerow(["catalog", "dataset", "rule", "metric", "class", "value"])
+    write.writerow(["entry", "dataset", "rule", "metric", "class", "value"])
 
     def rows(one: DatasetScores, rule: str, metric: str | None, values: Mapping[str, float]) -> None:
         for key, value in values.items():
             names = (metric, key) if metric else (key, "")
-            write.writerow([one.catalog, one.dataset, rule, *names, "" if math.isnan(value) else repr(value)])
+            write.writerow([one.entry, one.dataset, rule, *names, "" if math.isnan(value) else repr(value)])
 
     for one in scores:
         counts = {"images": one.images, "classes_scored": one.classes_scored, "seen": int(one.coverage.seen)}

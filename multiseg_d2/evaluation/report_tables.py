@@ -33,7 +33,7 @@ def dataset_tables(scores: DatasetScores, swatches: bool = False) -> RenderableT
         swatches: whether each class gets a block of its colour.
     """
     images = "1 image" if scores.images == 1 else f"{scores.images} images"
-    heading = f"{scores.catalog}: {images}, {scores.classes_scored} of {len(scores.iou)} classes scored"
+    heading = f"{scores.entry}: {images}, {scores.classes_scored} of {len(scores.iou)} classes scored"
     parts: list[RenderableType] = [Text(f"\n{heading} (percent)", "bold"), _class_table(scores, swatches)]
     for grouping, groups in scores.official.groupings.items() if scores.official else ():
         parts.append(_group_table(grouping, groups))
@@ -78,7 +78,7 @@ def markdown(scores: Sequence[DatasetScores]) -> str:
     lines += _markdown_table(_summary_heading(scores), [*_summary_rows(scores), *_mean_rows(scores)])
     lines += ["", *_markdown_table(_MODEL, [_model_row(scores)])]
     for one in scores:
-        lines += ["", f"## {one.catalog}", "", _footer(one).replace("\n", "  \n"), ""]
+        lines += ["", f"## {one.entry}", "", _footer(one).replace("\n", "  \n"), ""]
         columns = ["class", "IoU", "accuracy", *(["official IoU"] if _differs(one) else [])]
         lines += _markdown_table(columns, [[name, *_class_row(one, name)] for name in one.iou])
         for grouping, groups in one.official.groupings.items() if one.official else ():
@@ -168,7 +168,7 @@ def _summary_rows(scores: Sequence[DatasetScores]) -> list[list[str]]:
         overall = {key: number(value) for key, value in one.overall.items()}
         can_name = f"{len(one.iou) - len(one.coverage.unnameable)} of {len(one.iou)}"
         rows.append(
-            [one.catalog if one.coverage.seen else f"{one.catalog} (unseen)"]
+            [one.entry if one.coverage.seen else f"{one.entry} (unseen)"]
             + [str(one.images), f"{one.classes_scored} of {len(one.iou)}", overall["mIoU"]]
             + ([can_name, number(one.nameable_miou)] if _gaps(scores) else [])
             + [number(one.concepts), official, *(overall[key] for key in ("fwIoU", "pACC", "mACC"))]

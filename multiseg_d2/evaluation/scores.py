@@ -65,7 +65,7 @@ class DatasetScores:
     """Scores on one catalog entry, in percent; nan = n/a.
 
     Attributes:
-        catalog: name of the entry, for example ``"camvid_val"``.
+        entry: name of the entry, for example ``"camvid_val"``.
         dataset: name of its label space.
         images: number of images scored.
         classes_scored: number of classes with ground truth.
@@ -77,7 +77,7 @@ class DatasetScores:
         coverage: whether the model was trained on the dataset, and which classes it cannot name.
     """
 
-    catalog: str
+    entry: str
     dataset: str
     images: int
     classes_scored: int
@@ -164,11 +164,11 @@ def harmonic_mean(values: Sequence[float]) -> float:
     return len(numbers) / sum(1 / value for value in numbers)
 
 
-def _of_entry(catalog: str, flat: Mapping[str, float], coverage: Coverage) -> DatasetScores:
-    metadata = MetadataCatalog.get(catalog)
+def _of_entry(entry: str, flat: Mapping[str, float], coverage: Coverage) -> DatasetScores:
+    metadata = MetadataCatalog.get(entry)
     space = metadata.label_space
     return DatasetScores(
-        catalog=catalog,
+        entry=entry,
         dataset=metadata.dataset,
         images=int(flat["images"]),
         classes_scored=int(flat["classes"]),

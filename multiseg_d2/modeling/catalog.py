@@ -26,18 +26,18 @@ class UnknownLabelSpaceError(ValueError):
     """Scores were asked for in a label space that the model cannot name."""
 
 
-def catalog_space(catalog_name: str) -> tuple[str, LabelSpace]:
+def catalog_space(entry: str) -> tuple[str, LabelSpace]:
     """(dataset, label space) of a catalog entry.
 
     Raises:
         KeyError: no such entry, or one that was registered without a label space.
     """
-    known = catalog_name if catalog_name in MetadataCatalog.list() else base_entry(catalog_name)  # views share a space
+    known = entry if entry in MetadataCatalog.list() else base_entry(entry)  # views share a space
     metadata = MetadataCatalog.get(known) if known in MetadataCatalog.list() else None
     if not hasattr(metadata, "label_space"):
         what = "is not registered" if metadata is None else "was registered without a label space"
         raise KeyError(
-            f"dataset {catalog_name!r} {what}. Registered with a label space: "
+            f"dataset {entry!r} {what}. Registered with a label space: "
             f"{sorted(n for n in MetadataCatalog.list() if hasattr(MetadataCatalog.get(n), 'label_space'))}. "
             "Register it with multiseg_d2.register_dataset, or the config key DATASETS.SPECS (and then call "
             "multiseg_d2.engine.register_config(cfg) before a model is built)."
@@ -67,20 +67,20 @@ def training_spaces(cfg: CfgNode) -> dict[str, LabelSpace]:
         ValueError: two entries of one dataset have different classes, or no entry has the space of ``REMAP_TO``.
     """
     spaces: dict[str, LabelSpace] = {}
-    for dataset, catalog_name in zip(training_datasets(cfg), cfg.DATASETS.TRAIN):
-        space = catalog_space(catalog_name)[1]
+    for dataset, entry in zip(training_datasets(cfg), cfg.DATASETS.TRAIN):
+        space = catalog_space(entry)[1]
         known = spaces.setdefault(dataset, space)
         if known.classes != space.classes:
             raise ValueError(
                 f"DATASETS.TRAIN holds two label spaces of one dataset {dataset!r}:\n  {list(known.classes)}\n  "
-                f"{list(space.classes)} ({catalog_name})\nGive one of the specs a `dataset` name of its own."
+                f"{list(space.classes)} ({entry})\nGive one of the specs a `dataset` name of its own."
             )
     target = cfg.DATASETS.REMAP_TO
     if not target:
         return spaces
     candidates = dict(spaces)
-    for catalog_name in cfg.DATASETS.TEST:
-        candidates.setdefault(*catalog_space(catalog_name))
+    for entry in cfg.DATASETS.TEST:
+        candidates.setdefault(*catalog_space(entry))
     if target not in candidates:
         raise ValueError(f"DATASETS.REMAP_TO is {target!r}, but DATASETS.TRAIN and .TEST only hold {list(candidates)}")
     return dict.fromkeys(spaces, candidates[target])

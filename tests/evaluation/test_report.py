@@ -58,7 +58,7 @@ def test_json_holds_every_score_unrounded(results, tmp_path):
 def test_csv_holds_the_same(results, tmp_path):
     content, _ = printed(results, tmp_path)
     rows = list(csv.DictReader((tmp_path / "report.csv").open()))
-    value = {(r["catalog"], r["rule"], r["metric"], r["class"]): r["value"] for r in rows}
+    value = {(r["entry"], r["rule"], r["metric"], r["class"]): r["value"] for r in rows}
     assert len(value) == len(rows)
     for catalog, one in content["datasets"].items():
         for name, iou in one["IoU"].items():
@@ -183,7 +183,7 @@ def test_means_over_seen_and_unseen_sets(results, tmp_path):
     assert mean["seen"]["mIoU"] == pytest.approx(both[0]) and mean["unseen"]["harmonic_mIoU"] == pytest.approx(both[1])
     assert mean["unseen"]["nameable_mIoU"] == pytest.approx(datasets["kitti_train"]["nameable_mIoU"])
     assert "harmonic mean, unseen" in text and "mean, seen" in text
-    rows = {(r["catalog"], r["metric"]): r["value"] for r in csv.DictReader((tmp_path / "report.csv").open())}
+    rows = {(r["entry"], r["metric"]): r["value"] for r in csv.DictReader((tmp_path / "report.csv").open())}
     assert float(rows["mean/unseen", "nameable_mIoU"]) == mean["unseen"]["nameable_mIoU"]
     stored = with_means(gaps(results))
     assert stored["mean"] == means(collect(gaps(results))) and stored["boxes"]["bbox"] == {"AP": 3.0}
@@ -208,7 +208,7 @@ def test_three_numbers_of_a_model(results, tmp_path):
     row = [f"{mean['seen']['mIoU']:.2f}", f"{mean['unseen']['mIoU']:.2f}", f"{mean['knowledgeability']:.2f} of 19"]
     assert f"| {' | '.join(row)} |" in (tmp_path / "report.md").read_text().splitlines()
     assert any(line.split() == " ".join(row).split() for line in text.splitlines())
-    rows = {(r["catalog"], r["metric"]): r["value"] for r in csv.DictReader((tmp_path / "report.csv").open())}
+    rows = {(r["entry"], r["metric"]): r["value"] for r in csv.DictReader((tmp_path / "report.csv").open())}
     assert float(rows["mean", "knowledgeability"]) == mean["knowledgeability"]
     assert with_means(gaps(results))["mean"]["knowledgeability"] == mean["knowledgeability"]
 
