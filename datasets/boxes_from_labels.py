@@ -34,6 +34,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from multiseg_d2.atomic_file import write_atomically
 from multiseg_d2.data import register
+from multiseg_d2.data.files import DATA_ROOT_VARIABLE
 from multiseg_d2.data.labels import LabelReader
 from multiseg_d2.data.pairing import fixed_folders
 from multiseg_d2.data.parallel import default_workers, map_files
@@ -219,12 +220,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("entry", help="catalog entry with pixel labels, or a view of one")
     parser.add_argument("--specs", nargs="*", default=[], metavar="YAML", help="dataset specs to register first")
+    parser.add_argument("--root", help=f"data root (default: ${DATA_ROOT_VARIABLE}, else ./datasets)")
     parser.add_argument("--tags", action="store_true", help="image tags in place of boxes")
     parser.add_argument("--classes", nargs="*", default=[], metavar="NAME", help="default: all classes of the dataset")
     parser.add_argument("--min-size", type=int, default=16, help="pixels of the smallest box (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=Path("."), help="folder (default: this one)")
     parser.add_argument("--workers", type=int, default=default_workers(), help="processes (default: %(default)s)")
     args = parser.parse_args(arguments)
+    if args.root:
+        os.environ[DATA_ROOT_VARIABLE] = args.root
     kind = "tag" if args.tags else "box"
     try:
         for spec in args.specs:

@@ -431,7 +431,7 @@ def raw_values(record, spec) -> set:
 @pytest.mark.parametrize("path", SAMPLE_SPECS, ids=lambda p: p.stem)
 def test_every_value_in_the_real_labels_is_known(samples, path):
     spec, seen = load_spec(path), set()
-    for split in spec.splits.values():
+    for split in (s for s in spec.splits.values() if s.annotation == "pixel"):
         for record in list_pairs(split, str(samples))[:: 10 if spec.dataset == "camvid" else 1]:
             for value in raw_values(record, spec):
                 if spec.encoding == "index":
