@@ -73,7 +73,9 @@ def _add_model(cfg: CN) -> None:
     cfg.MODEL.TIMM.NAME = "tf_efficientnet_lite0"
     # Stride of its deepest feature: 32, or 16 or 8 where timm offers it for the network.
     cfg.MODEL.TIMM.OUTPUT_STRIDE = 32
-    # Batch norm per dataset (CDCL's dataset-aware block) for the whole model.
+    # Batch norm per dataset (CDCL's dataset-aware block) for the whole model. What datasets share all the same stands
+    # behind the norm's name in MODEL.RESNETS.NORM (backbone) and MODEL.SEM_SEG_HEAD.NORM: "BN/shared_affine" = one
+    # scale and shift, statistics per dataset; "BN/shared" = one norm.
     cfg.MODEL.DATASET_NORM = CN()
     cfg.MODEL.DATASET_NORM.ENABLED = False
     # Name of the trained dataset whose branches initialise those of datasets that the loaded checkpoint does not know

@@ -11,6 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from ..data.schedule import Schedule
 from ..modeling.decoders import DECODER_REGISTRY
 from ..modeling.heads import registered_heads
+from ..modeling.norm import is_per_dataset, sharing_problems, with_plain_norms
 from ..yaml_file import did_you_mean
 from .config_file import ConfigError
 from .self_training import self_training_problems
@@ -158,17 +159,21 @@ def _label_problems(cfg: CfgNode) -> Iterator[str]:
 
 def _norm_problems(cfg: CfgNode, world_size: int) -> Iterator[str]:
     """Batch norms that cannot work with so few images, or on this kind of processor."""
-    norm, per_dataset = cfg.MODEL.SEM_SEG_HEAD.NORM, cfg.MODEL.DATASET_NORM.ENABLED
-    if "SyncBN" in (norm, cfg.MODEL.RESNETS.NORM) and world_size > 1 and cfg.MODEL.DEVICE == "cpu" and not per_dataset:
+    yield from sharing_problems(cfg)
+    backbone, head = is_per_dataset(cfg, "backbone"), is_per_dataset(cfg, "sem_seg_head")
+    model = with_plain_norms(cfg).MODEL
+    shared = [norm for norm, own in ((model.RESNETS.NORM, backbone), (model.SEM_SEG_HEAD.NORM, head)) if not own]
+    if "SyncBN" in shared and world_size > 1 and model.DEVICE == "cpu":
         yield "SyncBN of torch needs GPUs: use BN or GN on CPU, or MODEL.DATASET_NORM, whose SyncBN runs there"
     decoder = cfg.MODEL.SEM_SEG_HEAD.DECODER
     if decoder not in DECODER_REGISTRY:
         yield f"MODEL.SEM_SEG_HEAD.DECODER: no decoder is registered as {decoder!r}"
         return
-    if norm != "BN" or not DECODER_REGISTRY.get(decoder).pools_globally or cfg.DATALOADER.SCHEDULE != "alternation":
+    pools = DECODER_REGISTRY.get(decoder).pools_globally
+    if model.SEM_SEG_HEAD.NORM != "BN" or not pools or cfg.DATALOADER.SCHEDULE != "alternation":
         return
     images = cfg.SOLVER.IMS_PER_BATCH // world_size
-    if not (per_dataset or cfg.DATALOADER.INTERVAL > 1 or cfg.SOLVER.STEP_MODE != "fused"):
+    if not (head or cfg.DATALOADER.INTERVAL > 1 or cfg.SOLVER.STEP_MODE != "fused"):
         images *= len(cfg.DATASETS.TRAIN)
     if images == 1:
         yield (

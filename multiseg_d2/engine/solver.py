@@ -13,6 +13,8 @@ from detectron2.solver.build import get_default_optimizer_params
 from fvcore.common.param_scheduler import PolynomialDecayParamScheduler
 from torch import nn
 
+from ..modeling.norm import dataset_norms
+
 __all__ = [
     "CLIP_TYPES",
     "LR_SCHEDULERS",
@@ -46,17 +48,7 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
         Groups in the order of the model's parameters. Each has ``params``, ``names`` (by which a resumed optimizer
         recognises its parameters), ``lr`` and, where it is not the optimizer's, ``weight_decay``.
     """
-    settings: dict[int, dict[str, float]] = {}
-    for item in get_default_optimizer_params(
-        model,
-        base_lr=cfg.SOLVER.BASE_LR,
-        weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
-        bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
-        weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
-    ):
-        own = {key: value for key, value in item.items() if key != "params"}
-        settings.update((id(parameter), own) for parameter in item["params"])
-
+    settings = _settings(cfg, model) | _settings(cfg, _shared_affine(model))
     groups: dict[tuple, dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if id(parameter) not in settings:  # frozen
@@ -68,6 +60,27 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
         group["params"].append(parameter)
         group["names"].append(name)
     return list(groups.values())
+
+
+def _settings(cfg: CfgNode, model: nn.Module) -> dict[int, dict[str, float]]:
+    """Settings of every trainable parameter, by its id."""
+    settings: dict[int, dict[str, float]] = {}
+    for item in get_default_optimizer_params(
+        model,
+        base_lr=cfg.SOLVER.BASE_LR,
+        weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+        bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
+        weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+    ):
+        own = {key: value for key, value in item.items() if key != "params"}
+        settings.update((id(parameter), own) for parameter in item["params"])
+    return settings
+
+
+def _shared_affine(model: nn.Module) -> nn.Module:
+    """Scales and shifts that the branches of dataset norms share, as norms that Detectron2 recognises as such."""
+    layers = [layer for _, layer in dataset_norms(model) if layer.shared_affine]
+    return nn.ModuleList(layer.plain(layer.datasets[0]) for layer in layers)
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

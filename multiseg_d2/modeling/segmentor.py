@@ -18,7 +18,7 @@ from .batch import Batch, count_valid, group_by_dataset, pad_and_stack, runs
 from .catalog import requested_space
 from .heads import Head
 from .inference import Prediction
-from .norm import apply_dataset_norm
+from .norm import apply_dataset_norm, with_plain_norms
 from .score_maps import Resized, ScoreMap
 from .translate import StandIn
 
@@ -57,12 +57,13 @@ class MultiDatasetSegmentor(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
         """Builds backbone and head, and gives their norms a branch per dataset where the config wants it."""
+        with_dataset_norms, cfg = cfg, with_plain_norms(cfg)
         backbone = build_backbone(cfg)
         head = build_sem_seg_head(cfg, backbone.output_shape())
         if not isinstance(head, Head):
             name = cfg.MODEL.SEM_SEG_HEAD.NAME
             raise TypeError(f"MODEL.SEM_SEG_HEAD.NAME: {name} does not derive from multiseg_d2.modeling.Head")
-        parts = apply_dataset_norm(cfg, nn.ModuleDict({"backbone": backbone, "sem_seg_head": head}))
+        parts = apply_dataset_norm(with_dataset_norms, nn.ModuleDict({"backbone": backbone, "sem_seg_head": head}))
         return {
             "backbone": parts["backbone"],
             "sem_seg_head": parts["sem_seg_head"],

@@ -38,6 +38,7 @@ from multiseg_d2.engine.setup import argument_parser, setup
         (["SOLVER.CLIP_GRADIENTS.ENABLED", "True", "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "all"], "CLIP_TYPE is 'all'"),
         (["MODEL.SEM_SEG_HEAD.NAME", "PerDatasetHed"], "did you mean 'PerDatasetHead'"),
         (["MODEL.DATASET_NORM.UNSEEN", "nearst"], "did you mean 'nearest'"),
+        (["MODEL.RESNETS.NORM", "BN/share"], "MODEL.RESNETS.NORM is BN/share: choose of .*did you mean 'shared'"),
         (["TEST.AUG.SCALES", "(1.0, 0.0)"], "TEST.AUG.SCALES must be positive"),
         (["TEST.SLIDING_WINDOW", "(3,)"], "TEST.SLIDING_WINDOW is .height, width."),
         (["TEST.PRECISE_BN.ENABLED", "True"], "TEST.PRECISE_BN is not supported"),
@@ -62,6 +63,17 @@ def test_shared_norms_may_see_one_image_of_each_dataset(tiny_cfg):
     with pytest.raises(ConfigError, match="one image per batch norm"):
         keys = ["MODEL.DATASET_NORM.ENABLED", "False", "SOLVER.STEP_MODE", "sequential"]
         tiny_cfg("SOLVER.IMS_PER_BATCH", "1", *keys)
+
+
+def test_norms_that_the_head_shares_see_the_images_of_all_datasets(tiny_cfg):
+    tiny_cfg("SOLVER.IMS_PER_BATCH", "1", "MODEL.SEM_SEG_HEAD.NORM", "BN/shared")
+    with pytest.raises(ConfigError, match="one image per batch norm"):
+        tiny_cfg("SOLVER.IMS_PER_BATCH", "1", "MODEL.SEM_SEG_HEAD.NORM", "BN/shared_affine")
+    cfg = tiny_cfg(
+        "SOLVER.IMS_PER_BATCH", "4", "MODEL.RESNETS.NORM", "SyncBN/shared", "MODEL.SEM_SEG_HEAD.NORM", "SyncBN"
+    )
+    with pytest.raises(ConfigError, match="SyncBN of torch needs GPUs"):
+        check_config(cfg, world_size=2)
 
 
 def test_processes_must_share_a_step_evenly(tiny_cfg):

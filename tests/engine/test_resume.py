@@ -21,6 +21,8 @@ MODES = {
     + ["SOLVER.IMS_PER_BATCH", "4"],
     "interval": ["DATALOADER.INTERVAL", "2"],
     "shared norm, sequential": ["MODEL.DATASET_NORM.ENABLED", "False", "SOLVER.STEP_MODE", "sequential"],
+    "one scale and shift, one norm in the head": ["MODEL.RESNETS.NORM", "BN/shared_affine"]
+    + ["MODEL.SEM_SEG_HEAD.NORM", "BN/shared"],
     "AdamW, cosine": ["SOLVER.OPTIMIZER", "AdamW", "SOLVER.BASE_LR", "0.001"]
     + ["SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "SOLVER.WARMUP_ITERS", "3"],
     "bfloat16, clipped": ["SOLVER.AMP.ENABLED", "True"]

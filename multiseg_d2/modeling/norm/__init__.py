@@ -11,10 +11,12 @@ from .conversion import (
     single_dataset_model,
 )
 from .dataset_norm import DatasetBatchNorm2d, DatasetBranchError
+from .sharing import SHARING, is_per_dataset, sharing_problems, with_plain_norms
 from .unseen import CHOICES, UnseenChoice, is_unseen, unseen_dataset
 
 __all__ = [
     "CHOICES",
+    "SHARING",
     "DatasetBatchNorm2d",
     "DatasetBranchError",
     "UnseenChoice",
@@ -22,8 +24,11 @@ __all__ = [
     "apply_dataset_norm",
     "convert_dataset_norm",
     "dataset_norms",
+    "is_per_dataset",
     "is_unseen",
     "norm_report",
+    "sharing_problems",
     "single_dataset_model",
     "unseen_dataset",
+    "with_plain_norms",
 ]

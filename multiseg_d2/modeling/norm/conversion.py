@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from detectron2.config import CfgNode
 from detectron2.layers import FrozenBatchNorm2d, NaiveSyncBatchNorm
@@ -12,6 +12,7 @@ from torch import nn
 
 from ..catalog import training_datasets
 from .dataset_norm import DatasetBatchNorm2d, DatasetBranchError
+from .sharing import shared_by_part
 
 __all__ = [
     "add_dataset_branch",
@@ -29,7 +30,12 @@ _OTHER_NORMS = (nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
 
 
 def convert_dataset_norm(
-    model: nn.Module, datasets: Sequence[str], sync: bool | None = None, *, init_from: str = ""
+    model: nn.Module,
+    datasets: Sequence[str],
+    sync: bool | None = None,
+    *,
+    init_from: str = "",
+    sharing: Mapping[str, str] | None = None,
 ) -> nn.Module:
     """Replaces every batch norm by a :class:`DatasetBatchNorm2d` whose branches start as that batch norm.
 
@@ -42,6 +48,8 @@ def convert_dataset_norm(
         datasets: names of the branches.
         sync: whether statistics run over all processes; None = where the layer was a synchronised one.
         init_from: dataset whose branch fills in for those that a loaded checkpoint lacks; "" = that is an error.
+        sharing: child of the model ("backbone") -> one of :data:`~.sharing.SHARING`, what its norms share all the same;
+            nothing where a child is not named.
 
     Returns:
         The model.
@@ -53,6 +61,9 @@ def convert_dataset_norm(
     """
     done: dict[int, nn.Module] = {}  # a layer that is used in two places stays one layer
 
+    def shared(path: str) -> str:
+        return (sharing or {}).get(path.split(".", 1)[0], "")
+
     def convert(norm: nn.Module, path: str) -> nn.Module:
         if id(norm) not in done:
             done[id(norm)] = DatasetBatchNorm2d.from_norm(
@@ -60,6 +71,7 @@ def convert_dataset_norm(
                 datasets,
                 sync=isinstance(norm, _SYNCHRONISED) if sync is None else sync,
                 init_from=init_from,
+                shared_affine=shared(path) == "shared_affine",
                 path=path,
             )
         return done[id(norm)]
@@ -67,7 +79,7 @@ def convert_dataset_norm(
     for path, layer in dataset_norms(model):
         if set(layer.datasets) != set(datasets):
             raise DatasetBranchError(f"{path} is converted already, for {layer.datasets} instead of {tuple(datasets)}")
-    model = _replace(model, _is_batch_norm, convert)
+    model = _replace(model, lambda m, path: _is_batch_norm(m, path) and shared(path) != "shared", convert)
     report = norm_report(model)
     if not report["per dataset"]:
         raise ValueError(
@@ -84,11 +96,17 @@ def apply_dataset_norm(cfg: CfgNode, model: nn.Module) -> nn.Module:
     """Converts a model as ``cfg.MODEL.DATASET_NORM`` says; one branch per dataset of ``cfg.DATASETS.TRAIN``.
 
     Catalog entries of one dataset (its fine and coarse splits, say) share a branch.
+
+    Args:
+        cfg: its norms may say what is shared all the same, see :mod:`.sharing`.
+        model: with children ``backbone`` and ``sem_seg_head``; changed in place.
     """
     if not cfg.MODEL.DATASET_NORM.ENABLED:
         return model
     datasets = tuple(dict.fromkeys(training_datasets(cfg)))
-    return convert_dataset_norm(model, datasets, init_from=cfg.MODEL.DATASET_NORM.INIT_FROM)
+    return convert_dataset_norm(
+        model, datasets, init_from=cfg.MODEL.DATASET_NORM.INIT_FROM, sharing=shared_by_part(cfg)
+    )
 
 
 def dataset_norms(model: nn.Module) -> Iterator[tuple[str, DatasetBatchNorm2d]]:
@@ -146,13 +164,11 @@ def single_dataset_model(model: nn.Module, dataset: str) -> nn.Module:
     Raises:
         DatasetBranchError: a layer has no such branch.
     """
-
-    def plain(layer: nn.Module, path: str) -> nn.Module:
-        if dataset not in layer.branches:
-            raise DatasetBranchError(f"{path}: no branch {dataset!r}, only {layer.datasets}")
-        return layer.branches[dataset]
-
-    return _replace(copy.deepcopy(model), lambda module, _: isinstance(module, DatasetBatchNorm2d), plain)
+    return _replace(
+        copy.deepcopy(model),
+        lambda module, _: isinstance(module, DatasetBatchNorm2d),
+        lambda layer, _: layer.plain(dataset),
+    )
 
 
 def _is_batch_norm(module: nn.Module, path: str) -> bool:

@@ -18,7 +18,11 @@ __all__ = ["DatasetBatchNorm2d", "DatasetBranchError"]
 
 logger = logging.getLogger(__name__)
 
-_ENTRIES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+_AFFINE, _STATISTICS = ("weight", "bias"), ("running_mean", "running_var", "num_batches_tracked")
+_ENTRIES = (*_AFFINE, *_STATISTICS)
+
+
+_Affine = tuple[Tensor | None, Tensor | None]  # weight and bias
 
 
 class DatasetBranchError(RuntimeError):
@@ -33,6 +37,9 @@ class DatasetBatchNorm2d(nn.Module):
     branches is read into, and that is then copied to every branch. Without them Detectron2's loader, which matches keys
     by suffix, would drop ImageNet's statistics.
 
+    With ``shared_affine`` only the statistics are per dataset: ``weight`` and ``bias`` are parameters under their plain
+    keys, and branches have none.
+
     Args:
         num_features: C.
         datasets: names of the branches.
@@ -42,6 +49,7 @@ class DatasetBatchNorm2d(nn.Module):
         track_running_stats: whether branches have running statistics.
         sync: compute statistics over all processes, per dataset.
         init_from: branch that fills in for datasets that a loaded checkpoint lacks; "" = that is an error.
+        shared_affine: one weight and bias for all datasets (a variant of our own).
         path: name in the model, for messages.
 
     Source: CDCL (arXiv 2103.11351), dataset-aware block; DSBN (CVPR 2019).
@@ -60,17 +68,23 @@ class DatasetBatchNorm2d(nn.Module):
         *,
         sync: bool = False,
         init_from: str = "",
+        shared_affine: bool = False,
         path: str = "",
     ) -> None:
         super().__init__()
         self.num_features = num_features
         self.affine, self.track_running_stats = affine, track_running_stats
-        self.sync, self.init_from, self.path = sync, init_from, path
+        self.sync, self.init_from, self.shared_affine, self.path = sync, init_from, shared_affine, path
         self._told_of_single = False
         plain = nn.BatchNorm2d(num_features, eps, momentum, affine, track_running_stats)
         for entry in _ENTRIES:
             value = getattr(plain, entry)
-            self.register_buffer(entry, None if value is None else value.detach().clone())
+            if shared_affine and entry in _AFFINE:
+                self.register_parameter(entry, value)
+            else:
+                self.register_buffer(entry, None if value is None else value.detach().clone())
+        if shared_affine:
+            plain = nn.BatchNorm2d(num_features, eps, momentum, False, track_running_stats)
         self.branches = nn.ModuleDict({name: copy.deepcopy(plain) for name in _checked_names(datasets)})
 
     @classmethod
@@ -81,6 +95,7 @@ class DatasetBatchNorm2d(nn.Module):
         *,
         sync: bool = False,
         init_from: str = "",
+        shared_affine: bool = False,
         path: str = "",
     ) -> DatasetBatchNorm2d:
         """A layer whose branches all start as the given batch norm (values, device, type, mode, frozen parameters)."""
@@ -93,10 +108,11 @@ class DatasetBatchNorm2d(nn.Module):
             norm.track_running_stats,
             sync=sync,
             init_from=init_from,
+            shared_affine=shared_affine,
             path=path,
         )
         for target in (layer, *layer.branches.values()):
-            for entry in _ENTRIES:
+            for entry in _STATISTICS if shared_affine and target is not layer else _ENTRIES:
                 source = getattr(norm, entry)
                 if source is None:
                     setattr(target, entry, None)  # a batch norm without bias, say
@@ -134,7 +150,25 @@ class DatasetBatchNorm2d(nn.Module):
 
     def extra_repr(self) -> str:
         """Arguments as ``print(model)`` shows them."""
-        return f"{self.num_features}, {self.datasets}, eps={self.eps}, momentum={self.momentum}, sync={self.sync}"
+        shared = ", shared_affine=True" if self.shared_affine else ""
+        return (
+            f"{self.num_features}, {self.datasets}, eps={self.eps}, momentum={self.momentum}, sync={self.sync}{shared}"
+        )
+
+    def plain(self, dataset: str) -> nn.Module:
+        """One dataset's norm by itself, as a layer that needs to know of no datasets; nothing is copied.
+
+        Raises:
+            DatasetBranchError: there is no such branch.
+        """
+        if dataset not in self.branches:
+            raise DatasetBranchError(f"{self._here()}: no branch {dataset!r}, only {self.datasets}")
+        branch = self.branches[dataset]
+        if self.shared_affine:
+            branch = copy.copy(branch)
+            branch._parameters = {"weight": self.weight, "bias": self.bias}
+            branch.affine = self.affine
+        return branch
 
     def add_branch(self, dataset: str, init_from: str) -> nn.BatchNorm2d:
         """Adds a branch that starts as a copy of another one.
@@ -177,9 +211,10 @@ class DatasetBatchNorm2d(nn.Module):
             self._check_single(names, mixed=not all(single))
         how = [_normalise_by_running if one else _normalise for one in single]
         if len(runs) == 1:
-            return how[0](branches[0], x)
+            return how[0](branches[0], x, self._shared())
         parts = x.split([count for _, count in runs])
-        return torch.cat([call(branch, part) for call, branch, part in zip(how, branches, parts)]) if parts else x
+        shared = self._shared()
+        return torch.cat([f(branch, part, shared) for f, branch, part in zip(how, branches, parts)]) if parts else x
 
     def _runs(self, x: Tensor) -> list[tuple[str, int]]:
         """The runs of at least one image: (dataset, number of images)."""
@@ -199,6 +234,10 @@ class DatasetBatchNorm2d(nn.Module):
             )
         return branch
 
+    def _shared(self) -> _Affine | None:
+        """Weight and bias of all branches; None where each has its own."""
+        return (self.weight, self.bias) if self.shared_affine else None
+
     def _synchronised(self, x: Tensor, groups: list[tuple[str, int]]) -> Tensor:
         branches, index = list(self.branches.values()), {name: i for i, name in enumerate(self.branches)}
         modes = {name: _uses_batch(branch) for name, branch in self.branches.items()}
@@ -206,7 +245,8 @@ class DatasetBatchNorm2d(nn.Module):
             if any(modes.values()):
                 raise RuntimeError(f"{self._here()}: with sync, all branches train or none does, not {modes}")
             parts = x.split([count for _, count in groups])
-            return torch.cat([_normalise(self.branches[g[0]], p) for g, p in zip(groups, parts)]) if parts else x
+            how = [_normalise(self.branches[dataset], p, self._shared()) for (dataset, _), p in zip(groups, parts)]
+            return torch.cat(how) if parts else x
         runs, start = [], 0
         for dataset, count in groups:
             runs.append(Run(index[dataset], start, start + count))
@@ -225,7 +265,7 @@ class DatasetBatchNorm2d(nn.Module):
         if not is_recomputing():
             for i, branch in enumerate(branches):
                 _update_running(branch, *(s[i] for s in statistics))
-        affine, eps = [(b.weight, b.bias) for b in branches], [b.eps for b in branches]
+        affine, eps = [self._shared() or (b.weight, b.bias) for b in branches], [b.eps for b in branches]
         return synchronised_batch_norm(x, runs, affine, statistics, eps)
 
     def _here(self) -> str:
@@ -255,13 +295,34 @@ class DatasetBatchNorm2d(nn.Module):
         known = {key[len(stem) :].split(".", 1)[0] for key in state_dict if key.startswith(stem)}
         sources = self._donors(known, stem) if known else dict.fromkeys(self.datasets, prefix)
         for dataset, source in sources.items():
-            for entry in _ENTRIES:
+            for entry in _STATISTICS if self.shared_affine else _ENTRIES:
                 if source + entry in state_dict:  # cloned: `load_state_dict(assign=True)` keeps the tensors themselves
                     state_dict[f"{stem}{dataset}.{entry}"] = state_dict[source + entry].clone()
+        if known:
+            self._read_affine(state_dict, prefix, known)
         for dataset in known.difference(self.datasets):
             for entry in _ENTRIES:
                 state_dict.pop(f"{stem}{dataset}.{entry}", None)  # of load_state_dict's own copy
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
+
+    def _read_affine(self, state_dict: dict[str, Tensor], prefix: str, known: set[str]) -> None:
+        """Weight and bias where the checkpoint and the model do not share them alike."""
+        stem = prefix + "branches."
+        for entry in _AFFINE:
+            own = [name for name in known if f"{stem}{name}.{entry}" in state_dict]
+            if self.shared_affine and own:
+                if self.init_from not in known:
+                    raise DatasetBranchError(
+                        f"{self._here()}: each of {sorted(own)} has a {entry} in the checkpoint, the model shares one. "
+                        "Say whose is taken by MODEL.DATASET_NORM.INIT_FROM, or leave '/shared_affine' out of "
+                        "MODEL.RESNETS.NORM and MODEL.SEM_SEG_HEAD.NORM."
+                    )
+                state_dict[prefix + entry] = state_dict[f"{stem}{self.init_from}.{entry}"].clone()
+                for name in own:
+                    state_dict.pop(f"{stem}{name}.{entry}")
+            elif not self.shared_affine and not own and prefix + entry in state_dict:
+                for name in self.datasets:  # what all shared becomes each one's own
+                    state_dict[f"{stem}{name}.{entry}"] = state_dict[prefix + entry].clone()
 
     def _donors(self, known: set[str], stem: str) -> dict[str, str]:
         """Where the branches that the checkpoint lacks are read from: dataset -> prefix of the donor's keys."""
@@ -297,18 +358,31 @@ def _uses_batch(branch: nn.Module) -> bool:
     return isinstance(branch, nn.BatchNorm2d) and (branch.training or branch.running_mean is None)
 
 
-def _normalise(branch: nn.Module, x: Tensor) -> Tensor:
+def _normalise(branch: nn.Module, x: Tensor, shared: _Affine | None) -> Tensor:
     """A branch's own forward pass; in a recomputation without a second update of its running statistics."""
-    if is_recomputing() and _uses_batch(branch):
+    if not _uses_batch(branch):
+        return branch(x) if shared is None else _normalise_by_running(branch, x, shared)
+    if is_recomputing():
         # Copies, not None: a recomputation must save as many tensors as the forward pass did.
         running = [None if s is None else s.clone() for s in (branch.running_mean, branch.running_var)]
-        return F.batch_norm(x, *running, branch.weight, branch.bias, True, 0.0, branch.eps)
-    return branch(x)
+        return F.batch_norm(x, *running, *(shared or (branch.weight, branch.bias)), True, 0.0, branch.eps)
+    if shared is None:
+        return branch(x)
+    return F.batch_norm(x, branch.running_mean, branch.running_var, *shared, True, _count_batch(branch), branch.eps)
 
 
-def _normalise_by_running(branch: nn.BatchNorm2d, x: Tensor) -> Tensor:
+def _count_batch(branch: nn.BatchNorm2d) -> float:
+    """Share of the batch in hand in a branch's running statistics; the batch is counted, as nn.BatchNorm2d does it."""
+    if branch.running_mean is None:
+        return 0.0
+    branch.num_batches_tracked.add_(1)
+    return 1.0 / float(branch.num_batches_tracked) if branch.momentum is None else branch.momentum
+
+
+def _normalise_by_running(branch: nn.Module, x: Tensor, shared: _Affine | None) -> Tensor:
     """Batch norm as at test time, in a training step; running statistics stay as they are."""
-    return F.batch_norm(x, branch.running_mean, branch.running_var, branch.weight, branch.bias, False, 0.0, branch.eps)
+    affine = shared or (branch.weight, branch.bias)
+    return F.batch_norm(x, branch.running_mean, branch.running_var, *affine, False, 0.0, branch.eps)
 
 
 def _by_running(

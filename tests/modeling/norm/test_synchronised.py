@@ -30,6 +30,7 @@ SCENARIOS = {
     "no image on rank 1": ((("coco", 2), ("camvid", 1)), (("coco", 0),), (4, 3), {"eps": 1e-2}, False, False),
     "one value per rank": ((("camvid", 1),), (("camvid", 1),), (1, 1), {}, False, False),
     "no affine": ((("camvid", 1), ("coco", 1)), (("coco", 2),), (4, 3), {"affine": False}, False, False),
+    "shared affine": ((("camvid", 2),), (("camvid", 1), ("coco", 2)), (4, 3), {"shared_affine": True}, False, False),
     "no running": ((("camvid", 1),), (("camvid", 2),), (4, 3), {"track_running_stats": False}, False, False),
     "bfloat16": ((("camvid", 2),), (("camvid", 1), ("coco", 3)), (4, 3), {}, True, False),
     "checkpointed": ((("camvid", 2),), (("camvid", 1), ("coco", 3)), (4, 3), {}, False, True),
@@ -209,7 +210,7 @@ def whole_batch(name):
         x = torch.cat([data[r][0][a:b] for r, a, b in pieces]).requires_grad_()
         grad = torch.cat([data[r][1][a:b] for r, a, b in pieces])
         with torch.autocast("cpu", torch.bfloat16, enabled=scenario[4]):
-            y = layer.branches[dataset](x.bfloat16() if scenario[4] else x)
+            y = layer.plain(dataset)(x.bfloat16() if scenario[4] else x)
         y.backward(grad.to(y.dtype))
         sizes = [b - a for _, a, b in pieces]
         for (r, a, b), part, part_grad in zip(pieces, y.detach().split(sizes), x.grad.split(sizes)):
@@ -228,7 +229,7 @@ def test_two_processes_equal_one(ranks, name):
     used = {dataset for groups in SCENARIOS[name][:2] for dataset, count in groups if count}
     for key, parameter in layer.named_parameters():
         grads = [r[name]["params"][key] for r in ranks]
-        if key.split(".")[1] in used:
+        if not key.startswith("branches.") or key.split(".")[1] in used:
             torch.testing.assert_close(grads[0] + grads[1], parameter.grad, **tolerance)
         else:
             assert grads == [None, None], f"{key} belongs to a dataset that no process held"
