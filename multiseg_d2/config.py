@@ -75,7 +75,8 @@ def _add_model(cfg: CN) -> None:
     cfg.MODEL.TIMM.OUTPUT_STRIDE = 32
     # Batch norm per dataset (CDCL's dataset-aware block) for the whole model. What datasets share all the same stands
     # behind the norm's name in MODEL.RESNETS.NORM (backbone) and MODEL.SEM_SEG_HEAD.NORM: "BN/shared_affine" = one
-    # scale and shift, statistics per dataset; "BN/shared" = one norm.
+    # scale and shift, statistics per dataset; "BN/shared" = one norm. ("BN/momentum=0.01": share of a batch in the
+    # running statistics, 0.1 where nothing is said.)
     cfg.MODEL.DATASET_NORM = CN()
     cfg.MODEL.DATASET_NORM.ENABLED = False
     # Name of the trained dataset whose branches initialise those of datasets that the loaded checkpoint does not know

@@ -159,7 +159,10 @@ def _label_problems(cfg: CfgNode) -> Iterator[str]:
 
 def _norm_problems(cfg: CfgNode, world_size: int) -> Iterator[str]:
     """Batch norms that cannot work with so few images, or on this kind of processor."""
-    yield from sharing_problems(cfg)
+    problems = list(sharing_problems(cfg))
+    yield from problems
+    if problems:
+        return
     backbone, head = is_per_dataset(cfg, "backbone"), is_per_dataset(cfg, "sem_seg_head")
     model = with_plain_norms(cfg).MODEL
     shared = [norm for norm, own in ((model.RESNETS.NORM, backbone), (model.SEM_SEG_HEAD.NORM, head)) if not own]

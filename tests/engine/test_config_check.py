@@ -38,7 +38,10 @@ from multiseg_d2.engine.setup import argument_parser, setup
         (["SOLVER.CLIP_GRADIENTS.ENABLED", "True", "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "all"], "CLIP_TYPE is 'all'"),
         (["MODEL.SEM_SEG_HEAD.NAME", "PerDatasetHed"], "did you mean 'PerDatasetHead'"),
         (["MODEL.DATASET_NORM.UNSEEN", "nearst"], "did you mean 'nearest'"),
-        (["MODEL.RESNETS.NORM", "BN/share"], "MODEL.RESNETS.NORM is BN/share: choose of .*did you mean 'shared'"),
+        (
+            ["MODEL.RESNETS.NORM", "BN/share"],
+            "MODEL.RESNETS.NORM: 'share' behind BN/ .*did you mean 'shared'",
+        ),
         (["TEST.AUG.SCALES", "(1.0, 0.0)"], "TEST.AUG.SCALES must be positive"),
         (["TEST.SLIDING_WINDOW", "(3,)"], "TEST.SLIDING_WINDOW is .height, width."),
         (["TEST.PRECISE_BN.ENABLED", "True"], "TEST.PRECISE_BN is not supported"),

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..catalog import training_datasets
 from .dataset_norm import DatasetBatchNorm2d, DatasetBranchError
-from .sharing import shared_by_part
+from .sharing import set_momentum, shared_by_part
 
 __all__ = [
     "add_dataset_branch",
@@ -98,9 +98,10 @@ def apply_dataset_norm(cfg: CfgNode, model: nn.Module) -> nn.Module:
     Catalog entries of one dataset (its fine and coarse splits, say) share a branch.
 
     Args:
-        cfg: its norms may say what is shared all the same, see :mod:`.sharing`.
-        model: with children ``backbone`` and ``sem_seg_head``; changed in place.
+        cfg: the names of its norms may say what is shared all the same, and the momentum, see :mod:`.sharing`.
+        model: with parts ``backbone`` and ``sem_seg_head``; changed in place.
     """
+    set_momentum(cfg, model)
     if not cfg.MODEL.DATASET_NORM.ENABLED:
         return model
     datasets = tuple(dict.fromkeys(training_datasets(cfg)))

@@ -228,10 +228,17 @@ def test_each_part_shares_what_the_name_of_its_norm_says(make_model, backbone, h
 @pytest.mark.parametrize(
     "keys, message",
     [
-        (("MODEL.RESNETS.NORM", "BN/shared"), "means nothing while MODEL.DATASET_NORM.ENABLED is False: say BN"),
+        (("MODEL.RESNETS.NORM", "BN/shared"), "/shared means nothing while MODEL.DATASET_NORM.ENABLED is False"),
         ((*ENABLED, "MODEL.RESNETS.NORM", "BN/shared_afine"), "did you mean 'shared_affine'"),
-        ((*ENABLED, "MODEL.RESNETS.NORM", "BN/"), "MODEL.RESNETS.NORM is BN/nothing: choose of shared_affine, shared"),
-        ((*ENABLED, "MODEL.SEM_SEG_HEAD.NORM", "GN/shared_affine"), "only batch norms .* can be per dataset"),
+        (
+            (*ENABLED, "MODEL.RESNETS.NORM", "BN/"),
+            "MODEL.RESNETS.NORM: '' behind BN/ says nothing: choose of",
+        ),
+        ((*ENABLED, "MODEL.RESNETS.NORM", "BN/shared/shared"), "'shared' behind BN/ says nothing"),
+        (("MODEL.RESNETS.NORM", "BN/momentum=1.5"), r"momentum 1.5 is not a share of the batch"),
+        (("MODEL.RESNETS.NORM", "BN/momentum=slow"), "'momentum=slow' behind BN/ says nothing"),
+        (("MODEL.SEM_SEG_HEAD.NORM", "GN/momentum=0.1"), "only batch norms"),
+        ((*ENABLED, "MODEL.SEM_SEG_HEAD.NORM", "GN/shared_affine"), "says more than GN, but only batch norms"),
     ],
 )
 def test_what_cannot_be_meant_is_said(make_cfg, keys, message):
@@ -240,8 +247,19 @@ def test_what_cannot_be_meant_is_said(make_cfg, keys, message):
 
 
 def test_a_model_is_not_built_with_what_cannot_be_meant(make_cfg):
-    with pytest.raises(ValueError, match="MODEL.SEM_SEG_HEAD.NORM is BN/stats"):
+    with pytest.raises(ValueError, match="MODEL.SEM_SEG_HEAD.NORM: 'stats' behind BN/"):
         build_model(make_cfg(*ENABLED, "MODEL.SEM_SEG_HEAD.NORM", "BN/stats"))
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_each_part_has_the_momentum_that_the_name_of_its_norm_says(make_model, enabled):
+    shared = "/shared_affine" if enabled else ""
+    model = make_model(
+        *("MODEL.DATASET_NORM.ENABLED", enabled, "MODEL.RESNETS.NORM", f"BN{shared}/momentum=0.02"),
+    )
+    for part, want in ((model.backbone, 0.02), (model.sem_seg_head, 0.1)):
+        found = {m.momentum for m in part.modules() if isinstance(m, (nn.BatchNorm2d, DatasetBatchNorm2d))}
+        assert found == {want}
 
 
 def test_scale_and_shift_decay_as_norms_do(make_cfg):
