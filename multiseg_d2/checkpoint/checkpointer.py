@@ -152,7 +152,8 @@ class AtomicCheckpointer(DetectionCheckpointer):
         if "run" not in content or "model" not in content:
             raise ResumeError(f"{path} holds weights only; start a new run from it with MODEL.WEIGHTS")
         fixed = {key: value for key, value in self.run.items() if value is not None}
-        problems = differences({key: content["run"].get(key) for key in fixed}, fixed)
+        # A fact that an older version did not write down is not compared.
+        problems = differences({key: content["run"].get(key, now) for key, now in fixed.items()}, fixed)
         problems += state_differences(content["model"], self.model.state_dict())
         problems += [f"the file lacks {key!r}" for key in self.checkpointables if key not in content]
         if problems:

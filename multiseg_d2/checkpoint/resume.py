@@ -40,6 +40,7 @@ def run_facts(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
     return {
         "DATASETS.TRAIN": list(cfg.DATASETS.TRAIN),
         "classes": class_names(model),
+        "labels": model.label_meanings() if hasattr(model, "label_meanings") else {},
         "schedule": {key: list(value) if isinstance(value, tuple) else value for key, value in schedule.items()},
         "processes": comm.get_world_size(),
         "seed": cfg.SEED,

@@ -77,17 +77,40 @@ def borrowed_weights(model: nn.Module, path: str) -> Iterator[None]:
 
     Args:
         model: a segmentor.
-        path: as of :func:`load_weights`; a whole model, which may lack some tensors of this one.
+        path: as of :func:`load_weights`; a whole model, which may lack what the head does not measure with.
+
+    Raises:
+        CheckpointError: as :func:`load_weights`, and where the file lacks tensors that the head measures with.
     """
     if not path:
         yield
         return
+    _check_measurable(model, path)
     own = {key: value.clone() for key, value in model.state_dict().items()}
     try:
         load_weights(model, path)
         yield
     finally:
         model.load_state_dict(own)
+
+
+def _check_measurable(model: nn.Module, path: str) -> None:
+    """Refuses a file with which backbone, decoder and what else the head measures with would stay at random."""
+    parts = ("backbone", *(f"sem_seg_head.{part}" for part in getattr(model.sem_seg_head, "measures_with", ("trunk",))))
+    state = read_state(path)[0]
+    missing = [
+        key
+        for key in model.state_dict()
+        if key not in state
+        and key.startswith(tuple(f"{part}." for part in parts))
+        and not key.startswith("sem_seg_head.trunk.auxiliary")
+        and not key.endswith("num_batches_tracked")
+    ]
+    if missing:
+        raise CheckpointError(
+            f"{path} lacks {len(missing)} tensors that the classes would be measured with: {_shortened(missing)}. Name "
+            "a checkpoint of a model with these parts in MODEL.SEM_SEG_HEAD.CLASS_STATISTICS"
+        )
 
 
 def class_names(model: nn.Module) -> dict[str, list[str]]:

@@ -315,9 +315,14 @@ class Trainer(DefaultTrainer):
         set_scheduler_step(self.scheduler, self.iter + 1, state["scheduler"])
         self._saved_origin = state["data"]["origin"]
         self.use_training_data(state["data"]["entries"], self._saved_origin)
-        for name, hook in self._stateful_hooks().items():
-            if name in state["hooks"]:
-                hook.load_state_dict(state["hooks"][name])
+        stateful = self._stateful_hooks()
+        if self.ema is not None and type(self.ema).__qualname__ not in state["hooks"]:
+            raise ResumeError(
+                f"the checkpoint has no averaged weights, so that MODEL.EMA_DECAY {self.ema.decay} would begin a new "
+                "mean at this step. Set it to 0 to go on, or start a new run from its weights (MODEL.WEIGHTS)"
+            )
+        for name in stateful.keys() & state["hooks"].keys():
+            stateful[name].load_state_dict(state["hooks"][name])
         log_config_changes(state["config"], self.cfg)
 
     def synchronize_buffers(self) -> None:

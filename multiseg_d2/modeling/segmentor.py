@@ -84,6 +84,10 @@ class MultiDatasetSegmentor(nn.Module):
         names = {name: list(space.classes) for name, space in self.sem_seg_head.spaces.items()}
         return names | ({"universal": list(self.sem_seg_head.universal)} if self.sem_seg_head.universal else {})
 
+    def label_meanings(self) -> dict[str, list[str]]:
+        """What the labels of each dataset teach the head beyond their names, see :meth:`.Head.label_meanings`."""
+        return self.sem_seg_head.label_meanings()
+
     def unnameable(self, dataset: str, space: LabelSpace) -> tuple[str, ...]:
         """Classes of a label space that the model can never predict on a dataset's images; they score 0.
 

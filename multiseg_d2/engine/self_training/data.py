@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 
 from detectron2.config import CfgNode
@@ -32,16 +33,16 @@ def source_and_target(cfg: CfgNode) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def check_target_is_not_scored(cfg: CfgNode) -> None:
-    """Refuses pseudo-labels of images that ``DATASETS.TEST`` scores.
+    """Refuses pseudo-labels of images that ``DATASETS.TEST`` scores, also where links lead to them.
 
     Raises:
         ValueError: names the entries and how many images they share.
     """
     _, target = source_and_target(cfg)
     for test in cfg.DATASETS.TEST:
-        scored = {record["file_name"] for record in DatasetCatalog.get(test)}
+        scored = {os.path.realpath(record["file_name"]) for record in DatasetCatalog.get(test)}
         for entry in target:
-            shared = sum(record["file_name"] in scored for record in DatasetCatalog.get(entry))
+            shared = sum(os.path.realpath(record["file_name"]) in scored for record in DatasetCatalog.get(entry))
             if shared:
                 raise ValueError(
                     f"{shared} images of the target {entry} are scored in DATASETS.TEST ({test}): a score on images "

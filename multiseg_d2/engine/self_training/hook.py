@@ -99,6 +99,7 @@ class SelfTrainingHook(HookBase):
         number = self.plan.round_of(self.trainer.start_iter)
         if self.plan.starts_round(self.trainer.start_iter):
             number -= 1  # the state is that of the end of the round before
+        self._check_round(number)
         for labels in self._labels(number):
             if labels.manifest() is None:
                 raise PseudoLabelError(
@@ -108,6 +109,19 @@ class SelfTrainingHook(HookBase):
             labels.check_files()
             labels.register()
         self._mine(number)
+
+    def _check_round(self, number: int) -> None:
+        """Refuses to go on inside a round that a changed config cuts otherwise, or trains on other data."""
+        entries = self._entries(number, [labels.entry for labels in self._labels(number)])
+        wanted = (tuple(entries), self.plan.origin(number))
+        if self.trainer.training_data != wanted:
+            (had, since), (now, begin) = self.trainer.training_data, wanted
+            raise PseudoLabelError(
+                f"the checkpoint is of a round that began at step {since} with {list(had)}; by this config step "
+                f"{self.trainer.start_iter - 1} belongs to round {number}, which begins at step {begin} with "
+                f"{list(now)}. Undo the change of SELF_TRAINING or SOLVER.MAX_ITER to resume, or start a new run from "
+                "the checkpoint's weights (MODEL.WEIGHTS)"
+            )
 
     def before_step(self) -> None:
         """Begins a round where the step is its first."""

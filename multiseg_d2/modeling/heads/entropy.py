@@ -188,6 +188,22 @@ class EntropyHead(Head):
             found = self.source.find(self, run_over, self.entropy.dim, self.entropy.centroids)
             self.entropy.set(found, same_weights=self.source.statistics == "")
 
+    def label_meanings(self) -> dict[str, list[str]]:
+        """Which classes each dataset shares with another one, where only these take part; see :class:`.Head`."""
+        if self.loss_type != "entropy_shared":
+            return {}
+        spaces = {dataset: self.own_space(dataset) for dataset in self.datasets}
+        return {
+            dataset: [
+                f"{name} is in {other}"
+                for other in spaces
+                if other != dataset
+                for name, shared in zip(space.classes, shared_classes(space, spaces[other]))
+                if shared
+            ]
+            for dataset, space in spaces.items()
+        }
+
     def logits(self, features: dict[str, Tensor], space: LabelSpace) -> Tensor:
         """Scores by the per-dataset head, see :class:`.Head`."""
         return self.base.logits(features, space)

@@ -32,6 +32,8 @@ class Head(nn.Module, ABC):
         step_modes: values of ``SOLVER.STEP_MODE`` in which its losses mean the same (of the class).
         scores_any_space: whether :meth:`logits` answers in label spaces that it was not trained on, as far as it can
             name their classes; then no classifier has to stand in for an unseen dataset (of the class).
+        measures_with: its parts that what :meth:`prepare` measures depends on: a checkpoint that lends its weights for
+            that must have them (of the class).
         activation: "softmax" or "sigmoid": what turns its logits into probabilities. Averages over scales and flips
             are taken over these.
         scores_void: whether :meth:`logits` has one channel more than there are classes, the last one for "none of
@@ -46,6 +48,7 @@ class Head(nn.Module, ABC):
     annotation_types: ClassVar[tuple[str, ...]] = ("pixel",)
     step_modes: ClassVar[tuple[str, ...]] = ("fused", "sequential", "per_entry")
     scores_any_space: ClassVar[bool] = False
+    measures_with: ClassVar[tuple[str, ...]] = ("trunk",)
     activation: str = "softmax"
     scores_void: bool = False
     universal: tuple[str, ...] = ()
@@ -94,6 +97,13 @@ class Head(nn.Module, ABC):
         Args:
             run_over: ``run_over(entry, evaluator)`` runs one of Detectron2's evaluators over a catalog entry.
         """
+
+    def label_meanings(self) -> dict[str, list[str]]:
+        """What the labels of each dataset teach, where that depends on more than their names: one line per class.
+
+        A run whose taxonomy or hierarchy gives other lines than before is not resumed; by default there are none.
+        """
+        return {}
 
     def knows(self, space: LabelSpace) -> bool:
         """Whether a label space is one of its own, with the same classes."""

@@ -108,6 +108,16 @@ class HierarchicalHead(Head):
             "loss_type": cfg.MODEL.SEM_SEG_HEAD.LOSS_TYPE or "iv2019",
         }
 
+    def label_meanings(self) -> dict[str, list[str]]:
+        """The children that each class teaches to each classifier, see :class:`.Head`."""
+        tree, meanings = self.hierarchy, {}
+        for dataset, paths in tree.paths.items():
+            meanings[dataset] = []
+            for name, path in zip(self.own_space(dataset).classes, paths):
+                steps = ["|".join(tree.nodes[tree.children[s.classifier][k]].name for k in s.children) for s in path]
+                meanings[dataset].append(f"{name} = {' > '.join(steps) or 'nothing'}")
+        return meanings
+
     # ---- training ----
 
     def losses(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:

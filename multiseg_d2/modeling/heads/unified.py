@@ -60,6 +60,7 @@ class UnifiedHead(Head):
     """
 
     scores_any_space = True
+    measures_with = ("trunk", "classifier")
 
     @configurable
     def __init__(
@@ -110,6 +111,14 @@ class UnifiedHead(Head):
             "loss_type": keys.LOSS_TYPE or "null_bce",
             "cosine_scale": keys.COSINE_SCALE,
             "relations": RelationSource.from_config(cfg) if relational else None,
+        }
+
+    def label_meanings(self) -> dict[str, list[str]]:
+        """The union class of each class, see :class:`.Head`."""
+        names = dict(enumerate(self.union.names)) | {NO_CLASS: "nothing"}
+        return {
+            dataset: [f"{name} = {names[u]}" for name, u in zip(self.own_space(dataset).classes, table.tolist())]
+            for dataset, table in self.union.tables.items()
         }
 
     def prepare(self, run_over: Callable[..., Any]) -> None:
