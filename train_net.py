@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from multiseg_d2.engine import Trainer, argument_parser, launch, load_weights, setup
+from multiseg_d2.engine import Trainer, argument_parser, launch, load_weights, run_script, setup
 
 
 def main(args: argparse.Namespace) -> object:
@@ -22,4 +22,5 @@ def main(args: argparse.Namespace) -> object:
 
 
 if __name__ == "__main__":
-    sys.exit(launch(main, argument_parser().parse_args()))
+    arguments = argument_parser().parse_args()
+    sys.exit(run_script(lambda: launch(main, arguments)))

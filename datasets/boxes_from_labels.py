@@ -38,8 +38,8 @@ from multiseg_d2.data.files import DATA_ROOT_VARIABLE
 from multiseg_d2.data.labels import LabelReader
 from multiseg_d2.data.pairing import fixed_folders
 from multiseg_d2.data.parallel import default_workers, map_files
-from multiseg_d2.data.spec import SpecError
 from multiseg_d2.data.views import register_views
+from multiseg_d2.user_error import UserError, run_script
 from multiseg_d2.yaml_file import did_you_mean
 
 _KINDS = {"box": "boxes", "tag": "image tags"}
@@ -47,7 +47,7 @@ _KINDS = {"box": "boxes", "tag": "image tags"}
 Box = tuple[int, int, int, int, int, int]
 
 
-class BoxesError(ValueError):
+class BoxesError(UserError, ValueError):
     """What is asked for cannot be made; the message says why."""
 
 
@@ -234,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for spec in args.specs:
             register.register_dataset(spec)
         content, spec, name = make(args.entry, kind, args.classes, args.min_size, args.workers)
-    except (BoxesError, SpecError, ValueError, OSError) as problem:
+    except (UserError, ValueError, OSError) as problem:
         print(problem, file=sys.stderr)
         return 1
     args.output.mkdir(parents=True, exist_ok=True)
@@ -247,4 +247,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main))

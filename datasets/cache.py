@@ -30,6 +30,7 @@ from multiseg_d2.data.parallel import default_workers, map_files
 from multiseg_d2.data.register import register_dataset
 from multiseg_d2.data.spec import packaged_specs
 from multiseg_d2.data.views import register_views
+from multiseg_d2.user_error import run_script
 
 #: Problems shown.
 SHOWN = 10
@@ -112,4 +113,4 @@ def decode(role: str, file: EncodedFile) -> object:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main))

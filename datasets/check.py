@@ -23,14 +23,13 @@ from rich.table import Table
 from multiseg_d2.atomic_file import write_atomically
 from multiseg_d2.data.check import KINDS, SplitReport, check_splits, splits_on_disk
 from multiseg_d2.data.files import data_root
-from multiseg_d2.data.pairing import DatasetFilesError
 from multiseg_d2.data.parallel import default_workers
-from multiseg_d2.data.register import RegistrationError, is_registered, register_dataset, unregister_dataset
-from multiseg_d2.data.spec import SpecError, SplitSpec, load_spec, packaged_specs
+from multiseg_d2.data.register import is_registered, register_dataset, unregister_dataset
+from multiseg_d2.data.spec import SplitSpec, load_spec, packaged_specs
 from multiseg_d2.data.views import view_of_split
 from multiseg_d2.label_space import IGNORE, ILLEGAL
-from multiseg_d2.taxonomy import TaxonomyError
-from multiseg_d2.view_name import ViewNameError, parse_view
+from multiseg_d2.user_error import UserError, run_script
+from multiseg_d2.view_name import parse_view
 
 #: Problems shown per kind and split; --json has all of them.
 SHOWN = 10
@@ -43,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     root = options.root or data_root()
     try:
         splits = choose(options.names, root)
-    except (SpecError, RegistrationError, TaxonomyError, ViewNameError, DatasetFilesError) as problem:
+    except UserError as problem:
         print(problem, file=sys.stderr)
         return 2
     if options.all:
@@ -226,4 +225,4 @@ def as_json(report: SplitReport, failed: set[str]) -> dict:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main))

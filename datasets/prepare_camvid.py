@@ -18,6 +18,7 @@ from multiseg_d2.data.decode import open_file
 from multiseg_d2.data.labels import LabelReader
 from multiseg_d2.data.spec import load_spec
 from multiseg_d2.label_space import IGNORE
+from multiseg_d2.user_error import run_script
 
 SPEC = load_spec("camvid_full")
 VOID = len(SPEC.classes)
@@ -48,4 +49,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main))

@@ -17,6 +17,7 @@ from multiseg_d2.data.convert import Job, conversion_parser, convert_files
 from multiseg_d2.data.decode import decode_index, open_file
 from multiseg_d2.data.spec import load_spec
 from multiseg_d2.label_space import IllegalLabelError, to_local
+from multiseg_d2.user_error import run_script
 
 SOURCE, TARGET = "_labelIds.png", "_labelTrainIds.png"
 
@@ -44,4 +45,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main))

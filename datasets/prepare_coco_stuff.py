@@ -22,6 +22,7 @@ import numpy as np
 from multiseg_d2.data.convert import ConversionError, Job, conversion_parser, convert_files
 from multiseg_d2.data.spec import load_spec
 from multiseg_d2.label_space import IllegalLabelError, to_local
+from multiseg_d2.user_error import run_script
 
 MAP = re.compile(r"(?:.*/)?((?:train|val)2017/\d{12}\.png)")
 TABLE = load_spec("coco_stuff").raw_to_local
@@ -96,4 +97,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main))

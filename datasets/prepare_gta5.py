@@ -17,6 +17,7 @@ from multiseg_d2.data.convert import conversion_parser, write_list
 from multiseg_d2.data.files import DatasetFilesError, list_pairs
 from multiseg_d2.data.parallel import map_files
 from multiseg_d2.data.spec import load_spec
+from multiseg_d2.user_error import run_script
 
 
 def compare(record: dict[str, Any]) -> str:
@@ -50,4 +51,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main))

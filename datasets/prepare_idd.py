@@ -9,7 +9,6 @@ stays; "<name>group" counts as <name>, pixels without a polygon are unlabeled (3
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 
@@ -17,6 +16,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from multiseg_d2.data.convert import ConversionError, Job, conversion_parser, convert_files
+from multiseg_d2.json_file import read_json
+from multiseg_d2.user_error import run_script
 
 POLYGONS, LABELS = "_gtFine_polygons.json", "_gtFine_labelids.png"
 #: IDD's names, by id (AutoNUE public-code, helpers/anue_labels.py).
@@ -44,8 +45,7 @@ def draw(path: str) -> np.ndarray | tuple[np.ndarray, str]:
         ConversionError: not IDD's form, or a name that is in no table.
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
+        content = read_json(path, ConversionError)
         picture = Image.new("L", size_of(content, path), ID_OF["unlabeled"])
         pen = ImageDraw.Draw(picture)
         remark = ""
@@ -56,7 +56,7 @@ def draw(path: str) -> np.ndarray | tuple[np.ndarray, str]:
                 remark = f"polygons called {item['label']!r}, which is in no table, were skipped"
                 continue
             points = [(float(x), float(y)) for x, y in item["polygon"]]
-            if not np.isfinite(points).all():  # JSON lets NaN and Infinity through
+            if not np.isfinite(points).all():  # 1e999 is a number of JSON, but of nothing else
                 raise ConversionError(f"{path}: a polygon of {item['label']!r} has a corner that is no number")
             pen.polygon(points, fill=id_of(item["label"], path))
     except ConversionError:
@@ -105,4 +105,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main))

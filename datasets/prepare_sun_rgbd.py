@@ -27,6 +27,7 @@ import numpy as np
 
 from multiseg_d2.data.convert import ConversionError, Job, conversion_parser, convert_files
 from multiseg_d2.data.decode import decode_index, open_file
+from multiseg_d2.user_error import run_script
 
 CLASSES = 37
 #: Labels of the archives: 1 to TEST_COUNT are the test set, what follows is the training set.
@@ -165,4 +166,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main))

@@ -28,6 +28,7 @@ from multiseg_d2.data.files import DatasetFilesError, list_pairs
 from multiseg_d2.data.labels import LabelReader
 from multiseg_d2.data.spec import load_spec
 from multiseg_d2.text_file import read_text
+from multiseg_d2.user_error import run_script
 
 SPEC = load_spec("wilddash2")
 READER = LabelReader.from_spec(SPEC)
@@ -95,4 +96,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main))

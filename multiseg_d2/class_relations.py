@@ -18,6 +18,7 @@ import numpy as np
 
 from .atomic_file import write_atomically
 from .unified import NO_CLASS, UnifiedClasses
+from .user_error import ConfigError
 
 __all__ = [
     "ClassResponses",
@@ -119,7 +120,7 @@ class ClassResponses:
                 kinds = {kind: {d: file[f"{kind}_{d}"] for d in datasets} for kind in _KINDS}
                 return cls(tuple(file["classes"].tolist()), **kinds, threshold=float(file["threshold"]))
             except KeyError as missing:
-                raise ValueError(f"{path} does not hold class responses: {missing}") from None
+                raise ConfigError(f"{path} does not hold class responses: {missing}") from None
 
 
 _KINDS = ("present", "responses", "pixels")

@@ -14,6 +14,8 @@ import logging
 import sys
 import types
 
+from .user_error import UserError
+
 logger = logging.getLogger(__name__)
 
 __all__ = ["MissingDependencyError", "install", "stand_ins"]
@@ -25,7 +27,7 @@ _HOW_TO_GET = {
 _PILLOW_NAMES = {"LINEAR": "BILINEAR", "CUBIC": "BICUBIC", "ANTIALIAS": "LANCZOS"}
 
 
-class MissingDependencyError(ImportError):
+class MissingDependencyError(UserError, ImportError):
     """A stand-in for a missing optional dependency was used."""
 
 

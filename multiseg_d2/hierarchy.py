@@ -18,6 +18,7 @@ import numpy as np
 import yaml
 
 from .label_space import LabelSpace, stack_memberships
+from .user_error import UserError
 from .yaml_file import did_you_mean, read_yaml
 
 __all__ = ["Hierarchy", "HierarchyError", "Node", "Step", "build_nodes", "read_nodes", "write_nodes"]
@@ -26,7 +27,7 @@ ROOT = "root"
 Leaves = frozenset[int]
 
 
-class HierarchyError(ValueError):
+class HierarchyError(UserError, ValueError):
     """A hierarchy, or a dataset's place in it, contradicts itself."""
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from .user_error import UserError
+
 __all__ = [
     "DISJOINT",
     "EQUAL",
@@ -40,7 +42,7 @@ DISJOINT, EQUAL, SUBSET, SUPERSET, OVERLAP = range(5)
 RELATION_NAMES = ("disjoint", "equal", "subset", "superset", "overlap")
 
 
-class IllegalLabelError(ValueError):
+class IllegalLabelError(UserError, ValueError):
     """A label map holds raw ids that its table does not know.
 
     Attributes:

@@ -27,6 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .user_error import UserError
 from .yaml_file import did_you_mean, read_yaml
 
 __all__ = ["BY_NAME", "PACKAGED", "Concept", "Taxonomy", "TaxonomyError"]
@@ -39,7 +40,7 @@ BY_NAME = {"": PACKAGED, "packaged": PACKAGED, "mseg": PACKAGED.with_name("taxon
 _KEYS = {"parents", "classes", "main", "note"}
 
 
-class TaxonomyError(ValueError):
+class TaxonomyError(UserError, ValueError):
     """A taxonomy, or a dataset's place in it, contradicts itself."""
 
 

@@ -10,13 +10,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from .user_error import UserError
+
 __all__ = ["UNLABELLED", "ViewName", "ViewNameError", "base_entry", "parse_view"]
 
 UNLABELLED = "/unlabelled"
 _FORMS = "ENTRY[:30], ENTRY[30:], ENTRY[30:60], ENTRY/unlabelled or ENTRY[30:]/unlabelled"
 
 
-class ViewNameError(ValueError):
+class ViewNameError(UserError, ValueError):
     """A name looks like that of a view and is none; the message says what views are called."""
 
 

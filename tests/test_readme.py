@@ -202,8 +202,9 @@ def test_a_wrong_command_is_noticed(command, understand, monkeypatch):
 )
 def test_cheap_commands_work(words, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["label_space.py", *words.split()])
-    runpy.run_path(str(ROOT / "tools/label_space.py"), run_name="__main__")
-    assert "camvid" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "tools/label_space.py"), run_name="__main__")
+    assert ended.value.code == 0 and "camvid" in capsys.readouterr().out
 
 
 # ---- Names -----------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from multiseg_d2.engine import load_config, register_config
+from multiseg_d2.user_error import run_script
 
 #: GFLOPs that CDCL's slides print for 1024x2048, by ResNet depth.
 PUBLISHED = {18: 512.8, 101: 2299.8}
@@ -256,4 +258,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_script(main))

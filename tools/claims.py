@@ -28,6 +28,7 @@ from multiseg_d2.claims.plot import to_png
 from multiseg_d2.claims.process import RunStoppedError
 from multiseg_d2.claims.progress import estimated_seconds
 from multiseg_d2.claims.table import replace_block, to_csv, to_markdown
+from multiseg_d2.user_error import run_script
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -95,4 +96,4 @@ def _write(claim: Claim, table: Table, folder: Path, readme: Path | None = None)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main))

@@ -37,8 +37,9 @@ from multiseg_d2.evaluation.pictures import save
 from multiseg_d2.evaluation.relations_report import Comparison, compare, example_crops, graph_picture, taxonomy_lines
 from multiseg_d2.modeling.catalog import catalog_space, class_meanings, training_spaces
 from multiseg_d2.modeling.relations import STATISTICS_FILE, RelationSource
-from multiseg_d2.taxonomy import PACKAGED, Taxonomy, TaxonomyError
+from multiseg_d2.taxonomy import PACKAGED, Taxonomy
 from multiseg_d2.unified import UnifiedClasses
+from multiseg_d2.user_error import UserError, run_script
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         {"list": show, "report": report, "accept": accept}[args.command](args)
-    except (TaxonomyError, ValueError, OSError) as problem:
+    except (UserError, ValueError, OSError) as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2
     return 0
@@ -148,4 +149,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main))

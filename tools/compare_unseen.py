@@ -29,6 +29,7 @@ from multiseg_d2.atomic_file import write_atomically
 from multiseg_d2.engine import Trainer, argument_parser, load_weights, setup
 from multiseg_d2.engine.dataset_pass import run_over
 from multiseg_d2.modeling.norm.unseen import CHOICES, is_unseen
+from multiseg_d2.user_error import run_script
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -106,4 +107,4 @@ def _texts(row: dict[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main))

@@ -21,6 +21,7 @@ from rich.progress import Progress
 from multiseg_d2.data.files import data_root
 from multiseg_d2.toy import LOOKS, ToyFilesError, draw_scene, write_toy
 from multiseg_d2.toy.encode import concept_classes, toy_spec
+from multiseg_d2.user_error import run_script
 
 _MARGIN = 22  # pixels of the contact sheet for captions
 
@@ -106,4 +107,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main))

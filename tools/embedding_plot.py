@@ -29,6 +29,7 @@ from multiseg_d2.engine import Trainer, argument_parser, load_weights, setup
 from multiseg_d2.engine.dataset_pass import run_over
 from multiseg_d2.evaluation.embedding_plot import PixelSample, draw_map, nearest_classes, tsne, write_points
 from multiseg_d2.modeling.prototypes import PixelFeatures
+from multiseg_d2.user_error import run_script
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -89,4 +90,4 @@ def to_csv(rows: Sequence[dict]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main))

@@ -26,11 +26,11 @@ from detectron2.config import CfgNode
 from detectron2.data.detection_utils import read_image
 
 from multiseg_d2.atomic_file import write_atomically
-from multiseg_d2.checkpoint import CheckpointError, load_weights
+from multiseg_d2.checkpoint import load_weights
 from multiseg_d2.data.register import register_from_config
 from multiseg_d2.engine import Trainer, load_config
-from multiseg_d2.engine.config_file import ConfigError
 from multiseg_d2.engine.export import FORMATS, DeployedSegmentor, ExportError, compare, describe, export
+from multiseg_d2.user_error import ConfigError, UserError, run_script
 
 
 def read_picture(path: str, image_format: str, size: Sequence[int] | None) -> torch.Tensor:
@@ -90,10 +90,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         image = read_picture(args.picture, cfg.INPUT.FORMAT, args.size)
         print("\n".join(write(cfg, args.dataset, image, args.output, args.format)))
         return 0
-    except (ConfigError, CheckpointError, ExportError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main))

@@ -28,13 +28,11 @@ from detectron2.data import MetadataCatalog
 
 from multiseg_d2.atomic_file import write_atomically
 from multiseg_d2.data import register
-from multiseg_d2.data.spec import SpecError
 from multiseg_d2.engine import load_config
-from multiseg_d2.engine.config_file import ConfigError
 from multiseg_d2.evaluation.pictures import save
 from multiseg_d2.hierarchy import Hierarchy, HierarchyError, read_nodes, write_nodes
 from multiseg_d2.modeling.heads.hierarchical import training_hierarchy
-from multiseg_d2.taxonomy import TaxonomyError
+from multiseg_d2.user_error import UserError, run_script
 from multiseg_d2.yaml_file import did_you_mean
 
 #: Colours of up to nine datasets that are told apart (Paul Tol's muted scheme), then again from the first.
@@ -152,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             tree, universal = of_datasets(args.names, args.read)
         else:
             tree, universal = of_config(args.config_file, args.opts, args.read)
-    except (HierarchyError, SpecError, TaxonomyError, ConfigError, register.RegistrationError) as problem:
+    except UserError as problem:
         print(problem, file=sys.stderr)
         return 1
     print("\n".join(tree.lines()))
@@ -166,4 +164,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main))

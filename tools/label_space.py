@@ -23,7 +23,7 @@ from rich.table import Table
 from rich.tree import Tree
 
 from multiseg_d2.data import register
-from multiseg_d2.data.spec import DatasetSpec, SpecError
+from multiseg_d2.data.spec import DatasetSpec
 from multiseg_d2.label_space import (
     DISJOINT,
     IGNORE,
@@ -35,7 +35,8 @@ from multiseg_d2.label_space import (
     remap,
     stack_memberships,
 )
-from multiseg_d2.taxonomy import Taxonomy, TaxonomyError
+from multiseg_d2.taxonomy import Taxonomy
+from multiseg_d2.user_error import UserError, run_script
 from multiseg_d2.yaml_file import did_you_mean
 
 
@@ -176,7 +177,7 @@ def main(argv: list[str] | None = None) -> None:
         for spec in args.specs:
             register.register_dataset(spec)
         register.use_taxonomy(args.taxonomy)
-    except (SpecError, register.RegistrationError, TaxonomyError) as problem:
+    except UserError as problem:
         sys.exit(str(problem))
     expected = {"list": 0, "show": 1, "relate": 2, "remap": 2, "tree": 0}[args.command]
     if len(args.names) != expected:
@@ -198,4 +199,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_script(main))

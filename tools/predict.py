@@ -30,12 +30,13 @@ from detectron2.utils.logger import setup_logger
 
 from multiseg_d2.data.decode import BadFileError, read_image
 from multiseg_d2.data.spec import DatasetSpec
-from multiseg_d2.engine import CheckpointError, ConfigError, Predictor, load_config, register_config
+from multiseg_d2.engine import Predictor, load_config, register_config
 from multiseg_d2.engine.predictor import wanted_space
 from multiseg_d2.evaluation import pictures
 from multiseg_d2.evaluation.prediction_files import InputError, Picture, check_targets, find_pictures
-from multiseg_d2.evaluation.submission import SubmissionError, image_id_of, submission_ids, submission_name
+from multiseg_d2.evaluation.submission import image_id_of, submission_ids, submission_name
 from multiseg_d2.label_space import LabelSpace
+from multiseg_d2.user_error import UserError, run_script
 
 VIDEOS = {".mp4": "mp4v", ".m4v": "mp4v", ".mov": "mp4v", ".mkv": "mp4v", ".avi": "MJPG", ".webm": "VP80"}
 CONSOLE = Console(stderr=True)
@@ -226,10 +227,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "submission" in kinds:  # a numbering that is impossible is told at once
             paint["submission"](np.zeros((1, 1, 3), np.uint8), np.zeros((1, 1), np.uint8), items[0])
         return int(predict_pictures(Predictor(cfg, args.space, args.norm), targets, paint) > 0)
-    except (InputError, ConfigError, CheckpointError, OSError, SubmissionError) as error:
+    except (UserError, OSError) as error:
         CONSOLE.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         return 2
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main))

@@ -24,12 +24,10 @@ import multiseg_d2  # noqa: F401  isort: skip  (first: it lets Detectron2 be imp
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from multiseg_d2.atomic_file import write_atomically
-from multiseg_d2.data.decode import BadFileError
-from multiseg_d2.data.pairing import DatasetFilesError
 from multiseg_d2.data.register import register_dataset
 from multiseg_d2.data.views import register_views
 from multiseg_d2.engine.self_training.priors import save_prior, spatial_prior
-from multiseg_d2.label_space import IllegalLabelError
+from multiseg_d2.user_error import UserError, run_script
 from multiseg_d2.yaml_file import did_you_mean
 
 CONSOLE = Console(stderr=True)
@@ -73,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         space = MetadataCatalog.get(args.entry).label_space
         records = track(DatasetCatalog.get(args.entry), "label maps", console=CONSOLE)
         prior = spatial_prior(records, space.num_classes, args.size, args.kernel)
-    except (ValueError, DatasetFilesError, BadFileError, IllegalLabelError) as problem:
+    except (UserError, ValueError) as problem:
         CONSOLE.print(f"error: {problem}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 2
     output = Path(args.output)
@@ -84,4 +82,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main))

@@ -30,15 +30,14 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from multiseg_d2.data.decode import read_image
-from multiseg_d2.data.files import DatasetFilesError
 from multiseg_d2.data.labels import label_path, read_local_label
-from multiseg_d2.data.register import RegistrationError, register_dataset
-from multiseg_d2.data.spec import SpecError
+from multiseg_d2.data.register import register_dataset
 from multiseg_d2.data.views import register_views
-from multiseg_d2.engine import CheckpointError, ConfigError, Predictor, load_config, register_config
+from multiseg_d2.engine import Predictor, load_config, register_config
 from multiseg_d2.evaluation import pictures
 from multiseg_d2.evaluation.prediction_files import InputError, check_targets
 from multiseg_d2.label_space import LabelSpace
+from multiseg_d2.user_error import UserError, run_script
 from multiseg_d2.view_name import ViewNameError
 from multiseg_d2.yaml_file import did_you_mean
 
@@ -155,10 +154,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         for spec in args.specs:
             register_dataset(spec)
         return int(sum(visualize(entry, args, cfg) for entry in args.entries) > 0)
-    except (InputError, ConfigError, CheckpointError, RegistrationError, SpecError, DatasetFilesError) as error:
+    except UserError as error:
         CONSOLE.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         return 2
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main))

@@ -24,6 +24,7 @@ from detectron2.utils.file_io import PathManager
 from torch import Tensor
 
 from ..atomic_file import write_atomically
+from ..user_error import UserError
 from .names import KNOWN_FILES
 
 __all__ = [
@@ -60,7 +61,7 @@ _WRAPPERS = ("model", "state_dict", "model_state", "model_state_dict", "blobs")
 _WRAPPING_MODULES = ("module", "_orig_mod")
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError, RuntimeError):
     """A file of tensors cannot be written, read, or used for this model or run."""
 
 

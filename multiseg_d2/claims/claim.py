@@ -42,6 +42,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..user_error import UserError
 from ..yaml_file import did_you_mean, read_yaml
 
 __all__ = ["Claim", "ClaimError", "Column", "Phase", "Row", "Run", "load_claim"]
@@ -49,7 +50,7 @@ __all__ = ["Claim", "ClaimError", "Column", "Phase", "Row", "Run", "load_claim"]
 DEFAULT_METRIC = "mIoU"
 
 
-class ClaimError(ValueError):
+class ClaimError(UserError, ValueError):
     """A claims file, or what it asks for, cannot be meant; the message says where."""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..json_file import parse_json, read_json
 from .jobs import Job
 
 __all__ = ["RunError", "RunStoppedError", "SubprocessRunner"]
@@ -71,7 +71,7 @@ def _scores(report: Path) -> dict[str, Any]:
     """What the evaluation wrote, by catalog entry, and the means of all as ``"mean"``."""
     if not report.is_file():
         raise RunError(f"the run ended without {report}: is DATASETS.TEST empty?")
-    content = json.loads(report.read_text())
+    content = read_json(report, RunError)
     return {**content["datasets"], "mean": content["mean"]}
 
 
@@ -98,7 +98,7 @@ def _steps_done(metrics: Path) -> int:
         return 0
     for line in reversed(_end_of(metrics).splitlines()[-3:]):
         try:
-            return int(json.loads(line)["iteration"]) + 1
+            return int(parse_json(line, str(metrics), finite=False)["iteration"]) + 1
         except (ValueError, KeyError, TypeError):
             continue  # a line that is just being written, or cut off at its beginning
     return 0

@@ -13,6 +13,8 @@ import detectron2
 import torch
 
 from ..atomic_file import write_atomically
+from ..json_file import read_json
+from .claim import ClaimError
 
 __all__ = ["FinishedRun", "find_record", "read_failure", "write_failure", "write_record"]
 
@@ -40,7 +42,7 @@ def find_record(folder: Path, key: str, source: str, any_source: bool) -> Finish
     """The finished run with this key: by this version of the package or, with ``any_source``, else the newest."""
     found = []
     for path in folder.glob(f"*-{key[:10]}-*/{_RECORD}"):
-        content = json.loads(path.read_text())
+        content = read_json(path, ClaimError, finite=False)
         if content["key"] == key and (any_source or content["source"] == source):
             found.append((content["source"] == source, content["finished"], path.parent, content))
     if not found:
@@ -72,4 +74,4 @@ def write_failure(folder: Path, message: str) -> None:
 def read_failure(folder: Path) -> str | None:
     """Why the run in this folder failed last time, None if it did not."""
     path = folder / _FAILURE
-    return json.loads(path.read_text())["message"] if path.is_file() else None
+    return read_json(path, ClaimError)["message"] if path.is_file() else None

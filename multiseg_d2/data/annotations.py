@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -12,8 +11,8 @@ from typing import Any
 
 from detectron2.structures import BoxMode
 
+from ..json_file import read_json
 from ..label_space import IGNORE, ILLEGAL, TABLE_SIZE
-from ..text_file import read_text
 from .pairing import composed, some
 from .spec import SplitSpec
 
@@ -197,11 +196,7 @@ def _by_file_name(items: list[dict], path: str) -> dict[str, dict]:
 
 
 def _read(path: str, *keys: str) -> dict[str, Any]:
-    text = read_text(path)
-    try:
-        content = json.loads(text)
-    except ValueError as problem:
-        raise ValueError(f"{path} is not valid JSON: {problem}") from problem
+    content = read_json(path)
     if not isinstance(content, dict) or not set(keys) <= content.keys():
         raise ValueError(f"{path} is not in COCO's form: it needs the keys {', '.join(keys)}")
     return content

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from ..atomic_file import write_atomically
+from ..json_file import parse_json
 from .decode import BadFileError, EncodedFile, open_file
 
 __all__ = ["CACHE_VARIABLE", "IMAGE", "PixelCache", "open_through_cache"]
@@ -141,7 +142,7 @@ def _record(place: Path) -> dict[str, Any] | None:
     """What the first page of a file of the cache says."""
     try:
         with open(place, "rb") as file:
-            return json.loads(file.read(_PAGE))
+            return parse_json(file.read(_PAGE), str(place))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as problem:

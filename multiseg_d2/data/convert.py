@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 
 from ..atomic_file import write_atomically
+from ..user_error import UserError
 from .decode import BadFileError, decode_index, open_file
 from .files import data_root
 from .parallel import default_workers, map_files
@@ -29,7 +30,7 @@ __all__ = ["ConversionError", "Job", "convert_files", "conversion_parser", "enco
 _SHOWN = 20
 
 
-class ConversionError(ValueError):
+class ConversionError(UserError, ValueError):
     """A file cannot be converted; the message names it."""
 
 

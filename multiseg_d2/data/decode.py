@@ -19,6 +19,8 @@ import numpy as np
 from detectron2.utils.file_io import PathManager
 from PIL import Image, UnidentifiedImageError
 
+from ..user_error import ConfigError, UserError
+
 try:
     import simplejpeg
 except ImportError:  # optional: Pillow decodes the same files, more slowly
@@ -53,7 +55,7 @@ _PNG_COLOR_TYPES = {0: "grey", 2: "RGB", 3: "palette", 4: "grey+alpha", 6: "RGBA
 _COLOR_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "La", "RGBa"}
 
 
-class BadFileError(ValueError):
+class BadFileError(UserError, ValueError):
     """A file is missing, truncated, broken or of a kind that is refused. The message names the file."""
 
 
@@ -262,7 +264,7 @@ def decode_color(file: EncodedFile, order: str = "BGR", rows: int | None = None)
         BadFileError: broken or truncated file, or pixels that have no defined meaning as colours (float, 32-bit).
     """
     if order not in ("BGR", "RGB"):
-        raise ValueError(f"INPUT.FORMAT is {order!r}: only 'BGR' and 'RGB' are known.")
+        raise ConfigError(f"INPUT.FORMAT is {order!r}: only 'BGR' and 'RGB' are known.")
     if file.pixels is not None:
         return file.pixels if order == "RGB" else file.pixels[..., ::-1]
     if file.kind == "JPEG" and file.mode != "CMYK" and simplejpeg is not None:

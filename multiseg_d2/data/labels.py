@@ -17,6 +17,7 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 
 from ..label_space import IGNORE, IllegalLabelError, LabelSpace, remap, to_local
+from ..user_error import ConfigError
 from ..yaml_file import did_you_mean
 from .cache import open_through_cache
 from .decode import BadFileError, EncodedFile, decode_color, decode_first_channel, decode_index, refuse_damaged
@@ -327,7 +328,7 @@ def _space_of(dataset: str) -> LabelSpace:
     known = (MetadataCatalog.get(entry) for entry in MetadataCatalog.list())
     spaces = {metadata.dataset: metadata.label_space for metadata in known if metadata.get("label_space") is not None}
     if dataset not in spaces:
-        raise ValueError(f"DATASETS.REMAP_TO: no dataset {dataset!r} is registered{did_you_mean(dataset, spaces)}.")
+        raise ConfigError(f"DATASETS.REMAP_TO: no dataset {dataset!r} is registered{did_you_mean(dataset, spaces)}.")
     return spaces[dataset]
 
 

@@ -19,6 +19,7 @@ from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
+from ..user_error import ConfigError
 from ..view_name import parse_view
 from .decode import BadFileError
 from .mapper import EvaluationMapper, TrainMapper
@@ -210,7 +211,7 @@ def build_train_loader(
     """
     entries = tuple(cfg.DATASETS.TRAIN if entries is None else entries)
     if not entries:
-        raise ValueError("DATASETS.TRAIN is empty.")
+        raise ConfigError("DATASETS.TRAIN is empty.")
     if start_step < origin:
         raise ValueError(f"step {start_step} lies before step {origin}, with which these training sets begin")
     register_views(entries)
@@ -300,7 +301,7 @@ class _Mapped(Dataset):
 def _load(entry: str) -> DatasetFromList:
     dicts = DatasetCatalog.get(entry)
     if not dicts:
-        raise ValueError(f"{entry} has no images. Check the folders of its spec and DETECTRON2_DATASETS.")
+        raise ConfigError(f"{entry} has no images. Check the folders of its spec and DETECTRON2_DATASETS.")
     return DatasetFromList(dicts, copy=False)
 
 

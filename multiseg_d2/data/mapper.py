@@ -18,6 +18,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 
 from ..label_space import IGNORE
 from ..sample import DatasetDict, Sample
+from ..user_error import ConfigError
 from .augment import (
     CropWindow,
     RotatedWindow,
@@ -350,10 +351,10 @@ def _crop_size(cfg: CfgNode) -> tuple[int, int] | None:
     if not cfg.INPUT.CROP.ENABLED:
         return None
     if cfg.INPUT.CROP.TYPE != "absolute":
-        raise ValueError(f"INPUT.CROP.TYPE is {cfg.INPUT.CROP.TYPE!r}; only 'absolute' (SIZE in pixels) is known.")
+        raise ConfigError(f"INPUT.CROP.TYPE is {cfg.INPUT.CROP.TYPE!r}; only 'absolute' (SIZE in pixels) is known.")
     height, width = cfg.INPUT.CROP.SIZE
     if height != int(height) or width != int(width) or min(height, width) < 1:
-        raise ValueError(f"INPUT.CROP.SIZE is {cfg.INPUT.CROP.SIZE}; it must be (height, width) in pixels.")
+        raise ConfigError(f"INPUT.CROP.SIZE is {cfg.INPUT.CROP.SIZE}; it must be (height, width) in pixels.")
     return int(height), int(width)
 
 
@@ -362,15 +363,15 @@ def _min_sizes(cfg: CfgNode, entries: Sequence[str]) -> dict[str, tuple[int, ...
     sampling, given = cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING, cfg.INPUT.MIN_SIZE_TRAIN
     sizes = (given,) if isinstance(given, int) else tuple(given)
     if not sizes or min(sizes) < 0 or cfg.INPUT.MAX_SIZE_TRAIN < 0:
-        raise ValueError(f"INPUT.MIN_SIZE_TRAIN is {given}; it must be lengths in pixels; 0 keeps the size.")
+        raise ConfigError(f"INPUT.MIN_SIZE_TRAIN is {given}; it must be lengths in pixels; 0 keeps the size.")
     if sampling not in ("choice", "range", "per_dataset"):
-        raise ValueError(f"INPUT.MIN_SIZE_TRAIN_SAMPLING is {sampling!r}, not one of choice, range, per_dataset.")
+        raise ConfigError(f"INPUT.MIN_SIZE_TRAIN_SAMPLING is {sampling!r}, not one of choice, range, per_dataset.")
     if sampling == "range" and (len(sizes) > 2 or sizes[0] > sizes[-1]):
-        raise ValueError(f"INPUT.MIN_SIZE_TRAIN is {given}; INPUT.MIN_SIZE_TRAIN_SAMPLING 'range' needs (low, high).")
+        raise ConfigError(f"INPUT.MIN_SIZE_TRAIN is {given}; INPUT.MIN_SIZE_TRAIN_SAMPLING 'range' needs (low, high).")
     if sampling != "per_dataset":
         return dict.fromkeys(entries, sizes)
     if len(sizes) != len(entries):
-        raise ValueError(
+        raise ConfigError(
             f"INPUT.MIN_SIZE_TRAIN has {len(sizes)} lengths for {len(entries)} training sets: with "
             "INPUT.MIN_SIZE_TRAIN_SAMPLING 'per_dataset' give one per entry of DATASETS.TRAIN, in its order."
         )
@@ -380,30 +381,30 @@ def _min_sizes(cfg: CfgNode, entries: Sequence[str]) -> dict[str, tuple[int, ...
 def _scale_range(cfg: CfgNode) -> tuple[float, ...]:
     values = tuple(cfg.INPUT.SCALE_RANGE)
     if len(values) not in (2, 3) or not 0 < values[0] <= values[1] or (len(values) == 3 and values[2] < 0):
-        raise ValueError(f"INPUT.SCALE_RANGE is {values}; it must be (low, high[, step]) with 0 < low <= high.")
+        raise ConfigError(f"INPUT.SCALE_RANGE is {values}; it must be (low, high[, step]) with 0 < low <= high.")
     return values
 
 
 def _flip_probability(cfg: CfgNode) -> float:
     if cfg.INPUT.RANDOM_FLIP not in ("horizontal", "none"):
-        raise ValueError(f"INPUT.RANDOM_FLIP is {cfg.INPUT.RANDOM_FLIP!r}; only 'horizontal' and 'none' are known.")
+        raise ConfigError(f"INPUT.RANDOM_FLIP is {cfg.INPUT.RANDOM_FLIP!r}; only 'horizontal' and 'none' are known.")
     return 0.5 if cfg.INPUT.RANDOM_FLIP == "horizontal" else 0.0
 
 
 def _single_category_max_area(cfg: CfgNode) -> float:
     share = cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA
     if not 0 < share <= 1:
-        raise ValueError(f"INPUT.CROP.SINGLE_CATEGORY_MAX_AREA is {share}; it must be a share in (0, 1], 1 = off.")
+        raise ConfigError(f"INPUT.CROP.SINGLE_CATEGORY_MAX_AREA is {share}; it must be a share in (0, 1], 1 = off.")
     return share
 
 
 def _color_jitter(cfg: CfgNode) -> float:
     if not 0 <= cfg.INPUT.COLOR_JITTER < 1:
-        raise ValueError(f"INPUT.COLOR_JITTER is {cfg.INPUT.COLOR_JITTER}; it must lie in [0, 1), 0 = off.")
+        raise ConfigError(f"INPUT.COLOR_JITTER is {cfg.INPUT.COLOR_JITTER}; it must lie in [0, 1), 0 = off.")
     return cfg.INPUT.COLOR_JITTER
 
 
 def _in_range(cfg: CfgNode, key: str, largest: float, what: str) -> float:
     if not 0 <= cfg.INPUT[key] <= largest:
-        raise ValueError(f"INPUT.{key} is {cfg.INPUT[key]}; it is {what}, from 0 = off to {largest}.")
+        raise ConfigError(f"INPUT.{key} is {cfg.INPUT[key]}; it is {what}, from 0 = off to {largest}.")
     return cfg.INPUT[key]

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ..text_file import read_text
+from ..user_error import UserError
 from .spec import SplitSpec
 
 __all__ = [
@@ -34,7 +35,7 @@ _PICTURES = frozenset(
 _SHOWN = 10  # names in an error message; the rest is counted
 
 
-class DatasetFilesError(RuntimeError):
+class DatasetFilesError(UserError, RuntimeError):
     """Files of a dataset are missing, or do not belong together."""
 
 

@@ -18,6 +18,7 @@ from detectron2.data.catalog import Metadata
 
 from ..label_space import IGNORE, LabelSpace
 from ..taxonomy import BY_NAME, Taxonomy
+from ..user_error import UserError
 from ..view_name import ViewNameError, base_entry
 from ..yaml_file import did_you_mean
 from .files import data_root, list_pairs
@@ -45,7 +46,7 @@ EVALUATOR_TYPE = "multiseg_sem_seg"
 EXACT_NAMES = "exact_names"
 
 
-class RegistrationError(ValueError):
+class RegistrationError(UserError, ValueError):
     """A dataset cannot be registered beside those that are, or a name is not registered."""
 
 

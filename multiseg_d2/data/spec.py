@@ -16,18 +16,11 @@ from typing import Any
 import numpy as np
 
 from ..label_space import IGNORE, ILLEGAL, MAX_CLASSES, TABLE_SIZE, default_color, raw_to_local_table
+from ..user_error import UserError
 from ..yaml_file import Place, did_you_mean, fields_of, list_of, mapping_of, read_yaml, text, whole_number
 
-__all__ = [
-    "OFFICIAL_RULES",
-    "ClassSpec",
-    "DatasetSpec",
-    "EvaluationSpec",
-    "SpecError",
-    "SplitSpec",
-    "load_spec",
-    "packaged_specs",
-]
+__all__ = ["OFFICIAL_RULES", "ClassSpec", "DatasetSpec", "EvaluationSpec", "SpecError", "SplitSpec", "load_spec"]
+__all__ += ["packaged_specs"]
 
 ANNOTATIONS = ("pixel", "box", "tag", "none")
 ENCODINGS = ("index", "color", "panoptic", "first_channel")
@@ -40,7 +33,7 @@ _PACKAGED = Path(__file__).resolve().parent / "specs"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
-class SpecError(ValueError):
+class SpecError(UserError, ValueError):
     """A dataset spec is wrong; the message names the file and the key."""
 
 

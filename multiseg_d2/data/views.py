@@ -20,6 +20,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 
 from ..atomic_file import write_atomically
+from ..json_file import read_json
 from ..view_name import UNLABELLED, ViewName, parse_view
 from .files import data_root, list_pairs
 from .pairing import DatasetFilesError, composed, pair_files
@@ -132,7 +133,7 @@ def write_view_lists(folder: str | os.PathLike, images: Mapping[str, Sequence[st
     if not images:
         return
     path = Path(folder) / _LISTS
-    known: dict[str, list[str]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    known: dict[str, list[str]] = read_json(path, DatasetFilesError) if path.is_file() else {}
     changed = [name for name, ids in images.items() if resumed and known.get(name, list(ids)) != list(ids)]
     if changed:
         raise DatasetFilesError(

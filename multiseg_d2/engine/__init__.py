@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ..checkpoint import AtomicCheckpointer, CheckpointError, load_weights
-from .config_file import ConfigError, load_config
+from ..user_error import ConfigError, UserError, run_script
+from .config_file import load_config
 from .launch import launch
 from .predictor import Predictor
 from .setup import argument_parser, setup
@@ -17,6 +18,8 @@ __all__ = [
     "AtomicCheckpointer",
     "CheckpointError",
     "ConfigError",
+    "UserError",
+    "run_script",
     "NonFiniteLossError",
     "Predictor",
     "TrainStep",

@@ -12,8 +12,8 @@ from ..data.schedule import Schedule
 from ..modeling.decoders import DECODER_REGISTRY
 from ..modeling.heads import registered_heads
 from ..modeling.norm import is_per_dataset, sharing_problems, with_plain_norms
+from ..user_error import ConfigError
 from ..yaml_file import did_you_mean
-from .config_file import ConfigError
 from .self_training import self_training_problems
 from .solver import CLIP_TYPES, LR_SCHEDULERS, OPTIMIZERS
 from .step import STEP_MODES

@@ -10,15 +10,12 @@ from typing import Any
 from detectron2.config import CfgNode, get_cfg
 
 from ..config import add_multiseg_config
+from ..user_error import ConfigError
 from ..yaml_file import did_you_mean, read_yaml
 
-__all__ = ["ConfigError", "default_config", "load_config"]
+__all__ = ["default_config", "load_config"]
 
 _BASE_KEY = "_BASE_"
-
-
-class ConfigError(ValueError):
-    """A config file or a command-line override says something that cannot be meant."""
 
 
 def default_config() -> CfgNode:

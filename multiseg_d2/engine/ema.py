@@ -10,6 +10,7 @@ import torch
 from detectron2.engine import HookBase
 from torch import Tensor
 
+from ..user_error import ConfigError
 from .ranks import broadcast, unwrapped
 
 __all__ = ["EMAHook"]
@@ -34,7 +35,7 @@ class EMAHook(HookBase):
 
     def __init__(self, decay: float) -> None:
         if not 0 <= decay < 1:
-            raise ValueError(f"MODEL.EMA_DECAY is {decay}: it must be in [0, 1); 0 switches it off")
+            raise ConfigError(f"MODEL.EMA_DECAY is {decay}: it must be in [0, 1); 0 switches it off")
         self.decay = decay
         self.mean: dict[str, Tensor] = {}
         self.updates = 0

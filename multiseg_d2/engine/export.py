@@ -21,6 +21,7 @@ from ..atomic_file import write_atomically
 from ..label_space import LabelSpace
 from ..modeling.norm.conversion import dataset_norms, single_dataset_model
 from ..modeling.segmentor import MultiDatasetSegmentor
+from ..user_error import UserError
 
 __all__ = ["FORMATS", "TOLERANCE", "DeployedSegmentor", "ExportError", "compare", "describe", "export"]
 
@@ -32,7 +33,7 @@ OPSET = 18
 TOLERANCE = 1e-4
 
 
-class ExportError(RuntimeError):
+class ExportError(UserError, RuntimeError):
     """A model cannot be exported, or what was exported computes something else."""
 
 

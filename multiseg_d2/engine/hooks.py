@@ -13,6 +13,8 @@ from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 
 from ..atomic_file import write_atomically
+from ..checkpoint import CheckpointError
+from ..json_file import read_json
 from ..yaml_file import did_you_mean
 from .preview import PreviewHook
 from .signals import Stopped
@@ -117,7 +119,7 @@ class BestWeightsHook(HookBase):
         """A resumed run goes on with what was best before."""
         record = Path(self.trainer.cfg.OUTPUT_DIR, "weights", "best.json")
         if self.trainer.start_iter > 0 and record.is_file():
-            content = json.loads(record.read_text())
+            content = read_json(record, CheckpointError)
             self._best = content["value"] if content["metric"] == self.metric else None
         self._best = comm.all_gather(self._best)[0]
 

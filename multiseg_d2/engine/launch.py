@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from detectron2.utils import comm
 
-from .config_file import ConfigError
+from ..user_error import EXIT_USER_ERROR, ConfigError, run_script
 from .signals import EXIT_STOPPED, Stopped
 
 __all__ = ["launch"]
@@ -34,7 +34,6 @@ _GRACE = 60.0
 _GRACE_AFTER_FAILURE = 5.0
 #: Of collective operations, as in Detectron2; torch's own for NCCL is shorter than some evaluations.
 _TIMEOUT = timedelta(minutes=30)
-_EXIT_CONFIG = 2
 _START_METHOD = "spawn"  # a fork would inherit CUDA's state, which does not survive it
 
 Main = Callable[[argparse.Namespace], object]
@@ -66,7 +65,9 @@ def launch(main: Main, args: argparse.Namespace) -> int:
         args: with ``num_gpus``, ``num_machines``, ``machine_rank`` and ``dist_url``.
 
     Returns:
-        Exit code: see ``train_net.py --help``. What ``main`` raises in this very process is passed on.
+        Exit code: see ``train_net.py --help``. What ``main`` raises in this very process is passed on, but for a
+        :class:`.ConfigError`, which is printed; scripts call this by :func:`.run_script`, which prints what else the
+        user can mend.
     """
     environment = os.environ
     if "RANK" in environment and "WORLD_SIZE" in environment:
@@ -89,7 +90,7 @@ def _run(main: Main, args: argparse.Namespace) -> int:
     except ConfigError as problem:
         if comm.is_main_process():
             print(f"error: {problem}", file=sys.stderr)
-        return _EXIT_CONFIG
+        return EXIT_USER_ERROR
     return 0
 
 
@@ -146,7 +147,7 @@ def _start_and_watch(main: Main, args: argparse.Namespace) -> int:
     if url == "auto":
         if args.num_machines > 1:
             print("error: several machines need --dist-url tcp://HOST:PORT, the same on all of them", file=sys.stderr)
-            return _EXIT_CONFIG
+            return EXIT_USER_ERROR
         store = dist.TCPStore(_LOCALHOST, 0, is_master=True, wait_for_workers=False)  # 0: any free port
     context: Any = multiprocessing.get_context(_START_METHOD)
     processes = []
@@ -163,7 +164,7 @@ def _start_and_watch(main: Main, args: argparse.Namespace) -> int:
 
 def _child(main: Main, args: argparse.Namespace, place: _Place) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    sys.exit(_run_in_group(main, args, place))
+    sys.exit(run_script(lambda: _run_in_group(main, args, place), f"rank {place.rank}"))
 
 
 def _end_with_parent() -> None:

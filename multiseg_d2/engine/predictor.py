@@ -17,8 +17,8 @@ from ..label_space import LabelSpace
 from ..modeling.augmented import build_inference_model
 from ..modeling.catalog import training_spaces
 from ..modeling.norm import dataset_norms, unseen_dataset
+from ..user_error import ConfigError
 from ..yaml_file import did_you_mean
-from .config_file import ConfigError
 from .trainer import Trainer
 from .user_code import register_config
 

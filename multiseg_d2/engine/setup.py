@@ -30,8 +30,8 @@ examples:
   CPU          train_net.py --num-gpus 0 ...   (without a GPU, --num-gpus 2 starts two processes on the CPU)
 
 A first Ctrl-C, SIGTERM or SIGUSR1 finishes the step, saves and exits; a second Ctrl-C aborts.
-exit codes: 0 done, 1 failed, 2 the config or the command line is wrong, {EXIT_STOPPED} stopped by a signal and saved:
-go on with --resume (torchrun itself reports 1 for any of the last three).
+exit codes: 0 done, 1 failed, 2 the config, the command line or a file is wrong, {EXIT_STOPPED} stopped by a signal and
+saved: go on with --resume (torchrun itself reports 1 for any of the last three).
 """
 
 

@@ -14,6 +14,7 @@ from fvcore.common.param_scheduler import PolynomialDecayParamScheduler
 from torch import nn
 
 from ..modeling.norm import dataset_norms
+from ..user_error import ConfigError
 
 __all__ = [
     "CLIP_TYPES",
@@ -99,7 +100,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         )
     if solver.OPTIMIZER == "AdamW":
         return torch.optim.AdamW(groups, solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY)
-    raise ValueError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}: choose one of {', '.join(OPTIMIZERS)}")
+    raise ConfigError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}: choose one of {', '.join(OPTIMIZERS)}")
 
 
 def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
@@ -172,7 +173,7 @@ def build_gradient_clipper(cfg: CfgNode) -> Callable[[Sequence[nn.Parameter]], N
 
     clippers = dict(zip(CLIP_TYPES, (clip_value, clip_each_norm, clip_full_norm), strict=True))
     if clip.CLIP_TYPE not in clippers:
-        raise ValueError(
+        raise ConfigError(
             f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is {clip.CLIP_TYPE!r}: choose one of {', '.join(CLIP_TYPES)}"
         )
     return clippers[clip.CLIP_TYPE]

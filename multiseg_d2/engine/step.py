@@ -13,6 +13,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from ..label_space import IGNORE
+from ..user_error import UserError
 from .ranks import average_gradients, seed_step, unwrapped
 from .solver import load_optimizer_state
 
@@ -29,7 +30,7 @@ STEP_MODES = ("fused", "sequential", "per_entry")
 _MAX_SKIPPED = 20
 
 
-class NonFiniteLossError(FloatingPointError):
+class NonFiniteLossError(UserError, FloatingPointError):
     """A loss or a gradient is NaN or infinite; raised on all processes."""
 
 

@@ -14,7 +14,7 @@ from types import ModuleType
 from detectron2.config import CfgNode
 
 from ..data.register import register_from_config
-from .config_file import ConfigError
+from ..user_error import ConfigError
 
 __all__ = ["import_modules", "register_config"]
 

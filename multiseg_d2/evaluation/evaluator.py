@@ -22,6 +22,7 @@ from ..data.decode import read_image
 from ..data.labels import label_path, read_local_label
 from ..data.views import register_views
 from ..label_space import IGNORE
+from ..user_error import UserError
 from . import confusion, pictures
 from .confusion_plot import confusion_plot
 from .official import rule_of
@@ -32,7 +33,7 @@ __all__ = ["EvaluationError", "MultiDatasetEvaluator", "build_evaluator", "predi
 logger = logging.getLogger(__name__)
 
 
-class EvaluationError(ValueError):
+class EvaluationError(UserError, ValueError):
     """Something cannot be scored. The message names the catalog entry and the file."""
 
 

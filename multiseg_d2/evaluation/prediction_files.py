@@ -11,6 +11,7 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog
 
 from ..data.views import register_views
+from ..user_error import UserError
 from ..view_name import ViewNameError
 from ..yaml_file import did_you_mean
 
@@ -19,7 +20,7 @@ __all__ = ["IMAGES", "InputError", "Picture", "check_targets", "find_pictures"]
 IMAGES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 
 
-class InputError(ValueError):
+class InputError(UserError, ValueError):
     """What is asked for is not there or cannot be done."""
 
 

@@ -9,11 +9,12 @@ import numpy as np
 
 from ..data.spec import DatasetSpec
 from ..label_space import IGNORE
+from ..user_error import UserError
 
 __all__ = ["SubmissionError", "image_id_of", "submission_ids", "submission_name"]
 
 
-class SubmissionError(ValueError):
+class SubmissionError(UserError, ValueError):
     """Labels cannot be written as a server wants them."""
 
 

@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from torch import nn
 from torch.nn import functional as F
 
+from ..user_error import ConfigError
 from .inference import Prediction
 from .score_maps import MeanOverViews, MeanOverWindows, Mirrored, Resized
 
@@ -63,9 +64,9 @@ class AugmentedInference(nn.Module):
     ) -> None:
         super().__init__()
         if not scales or min(scales) <= 0:
-            raise ValueError(f"TEST.AUG.SCALES must be positive factors, not {tuple(scales)}")
+            raise ConfigError(f"TEST.AUG.SCALES must be positive factors, not {tuple(scales)}")
         if len(window) != 2 or min(window) < 0 or (min(window) == 0 and max(window) > 0):
-            raise ValueError(f"TEST.SLIDING_WINDOW must be (height, width), or (0, 0) for none, not {tuple(window)}")
+            raise ConfigError(f"TEST.SLIDING_WINDOW must be (height, width), or (0, 0) for none, not {tuple(window)}")
         if activation not in ("softmax", "sigmoid"):
             raise ValueError(f"activation must be softmax or sigmoid, not {activation!r}")
         self.model, self.window, self.activation = model, tuple(window), activation

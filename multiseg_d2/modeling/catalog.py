@@ -10,6 +10,7 @@ from detectron2.data import MetadataCatalog
 
 from ..label_space import LabelSpace
 from ..taxonomy import BY_NAME, PACKAGED, Taxonomy
+from ..user_error import ConfigError, UserError
 from ..view_name import base_entry
 
 __all__ = [
@@ -22,7 +23,7 @@ __all__ = [
 ]
 
 
-class UnknownLabelSpaceError(ValueError):
+class UnknownLabelSpaceError(UserError, ValueError):
     """Scores were asked for in a label space that the model cannot name."""
 
 
@@ -53,7 +54,7 @@ def training_datasets(cfg: CfgNode) -> tuple[str, ...]:
         KeyError: an entry is not registered.
     """
     if not cfg.DATASETS.TRAIN:
-        raise ValueError(
+        raise ConfigError(
             "DATASETS.TRAIN is empty: it names the datasets that the model knows, also for evaluation. Give the list "
             "that the checkpoint was trained with."
         )
@@ -71,7 +72,7 @@ def training_spaces(cfg: CfgNode) -> dict[str, LabelSpace]:
         space = catalog_space(entry)[1]
         known = spaces.setdefault(dataset, space)
         if known.classes != space.classes:
-            raise ValueError(
+            raise ConfigError(
                 f"DATASETS.TRAIN holds two label spaces of one dataset {dataset!r}:\n  {list(known.classes)}\n  "
                 f"{list(space.classes)} ({entry})\nGive one of the specs a `dataset` name of its own."
             )
@@ -82,7 +83,7 @@ def training_spaces(cfg: CfgNode) -> dict[str, LabelSpace]:
     for entry in cfg.DATASETS.TEST:
         candidates.setdefault(*catalog_space(entry))
     if target not in candidates:
-        raise ValueError(f"DATASETS.REMAP_TO is {target!r}, but DATASETS.TRAIN and .TEST only hold {list(candidates)}")
+        raise ConfigError(f"DATASETS.REMAP_TO is {target!r}, but DATASETS.TRAIN and .TEST only hold {list(candidates)}")
     return dict.fromkeys(spaces, candidates[target])
 
 

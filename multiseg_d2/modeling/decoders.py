@@ -13,6 +13,8 @@ from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..user_error import ConfigError
+
 __all__ = [
     "DECODER_REGISTRY",
     "ConcatDecoder",
@@ -56,7 +58,7 @@ def build_decoder(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> nn.Module:
     wanted = list(cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES)
     missing = [name for name in wanted if name not in input_shape]
     if missing or not wanted:
-        raise ValueError(
+        raise ConfigError(
             f"MODEL.SEM_SEG_HEAD.IN_FEATURES is {wanted}, but the backbone gives {list(input_shape)} "
             "(MODEL.RESNETS.OUT_FEATURES, p2 to p5 of an FPN backbone, or what MODEL.TIMM.NAME has)"
         )
@@ -143,7 +145,7 @@ class PSPDecoder(Decoder):
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
-            raise ValueError(
+            raise ConfigError(
                 "pyramid pooling averages each image to 1x1, and a norm cannot be trained on one such value per "
                 "channel or group: give each process at least two images (SOLVER.IMS_PER_BATCH), or set "
                 "MODEL.SEM_SEG_HEAD.NORM to SyncBN (several processes) or GN (CONVS_DIM of 64 and more)"
@@ -171,7 +173,7 @@ class DeepLabV3PlusDecoder(Decoder):
     ) -> None:
         super().__init__()
         if len(input_shape) < 2:
-            raise ValueError(
+            raise ConfigError(
                 f"DeepLabV3PlusDecoder reads a shallow and a deep feature, not only {list(input_shape)}: set "
                 "MODEL.SEM_SEG_HEAD.IN_FEATURES to [res2, res5]"
             )

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..atomic_file import write_atomically
 from ..label_space import IGNORE
+from ..user_error import ConfigError
 from .catalog import catalog_space
 from .class_means import class_sums
 
@@ -132,10 +133,10 @@ class PrototypeSource:
     def _load(self, classes: Mapping[str, tuple[str, ...]], dim: int, centroids: int) -> Prototypes:
         found = Prototypes.load(self.statistics)
         if dict(found.classes) != dict(classes):
-            raise ValueError(f"{self.statistics} is of {dict(found.classes)}, the model has {dict(classes)}")
+            raise ConfigError(f"{self.statistics} is of {dict(found.classes)}, the model has {dict(classes)}")
         shapes = {vectors.shape[1:] for vectors in found.vectors.values()}
         if shapes != {(centroids, dim)}:
-            raise ValueError(f"{self.statistics} has prototypes of shape {shapes}, the model wants {(centroids, dim)}")
+            raise ConfigError(f"{self.statistics} has prototypes of shape {shapes}, the model wants {(centroids, dim)}")
         logger.info("prototypes are those of %s", self.statistics)
         return found
 
@@ -158,7 +159,7 @@ class PrototypeSource:
             parts[dataset] = parts[dataset] + own if dataset in parts else own
         count = sum(own.count for own in parts.values())
         if not count:
-            raise ValueError(f"prototypes need labelled pixels: there is none in {list(self.entries)}")
+            raise ConfigError(f"prototypes need labelled pixels: there is none in {list(self.entries)}")
         centre = sum(own.sum for own in parts.values()) / count
         projection = principal_axes(sum(own.outer for own in parts.values()) / count - np.outer(centre, centre), dim)
         vectors = {}

@@ -19,6 +19,7 @@ from torch import nn
 from ..class_relations import THRESHOLD, ClassResponses, no_relations, relations_text, taxonomy_relations
 from ..label_space import IGNORE
 from ..unified import NO_CLASS
+from ..user_error import ConfigError
 from .catalog import catalog_space, class_meanings
 from .class_means import ClassMeans
 
@@ -109,7 +110,7 @@ class RelationSource:
     def _load(self, head: UnifiedHead) -> ClassResponses:
         measured = ClassResponses.load(self.statistics)
         if measured.classes != head.union.names or tuple(measured.present) != head.union.datasets:
-            raise ValueError(
+            raise ConfigError(
                 f"{self.statistics} was measured for {list(measured.present)} and their classes\n  "
                 f"{list(measured.classes)}\nbut the model has {list(head.union.datasets)} and\n  "
                 f"{list(head.union.names)}"

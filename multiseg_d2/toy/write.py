@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from ..json_file import read_json
+from ..user_error import UserError
 from .encode import encode_image, encode_label, objects, toy_spec
 from .looks import LOOKS, Look, blend
 from .scene import Drawing, draw_scene
@@ -27,7 +29,7 @@ _VERSION = 1
 _MANIFEST = "manifest.json"
 
 
-class ToyFilesError(RuntimeError):
+class ToyFilesError(UserError, RuntimeError):
     """The toy folder holds other drawings than those asked for."""
 
 
@@ -136,8 +138,8 @@ def write_toy(
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
-        return json.loads((folder / _MANIFEST).read_text())
-    except (OSError, ValueError) as problem:
+        return read_json(folder / _MANIFEST)
+    except ValueError as problem:
         raise ToyFilesError(
             f"{folder} has no readable {_MANIFEST}, so these are no toy sets and are left alone. "
             "Move the folder away, or give another root."

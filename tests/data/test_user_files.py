@@ -165,8 +165,8 @@ def test_numbers_that_are_written_in_another_way(tmp_path, changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"bbox": [1, 2, float("nan"), 4]}, "annotation 9 of a.jpg: bbox .*nan, not a number"),
-        ({"bbox": [1, 2, float("inf"), 4]}, "annotation 9 of a.jpg: bbox .*inf, not a number"),
+        ({"bbox": [1, 2, float("nan"), 4]}, "'bbox' has NaN, which is no number: .*'id': 9"),
+        ({"bbox": [1, 2, float("inf"), 4]}, "'bbox' has Infinity, which is no number: .*'id': 9"),
         ({"bbox": [1, 2, "3", 4]}, "annotation 9 of a.jpg: bbox .*'3', not a number"),
         ({"bbox": [1, None, 3, 4]}, "annotation 9 of a.jpg: bbox .*None, not a number"),
         ({"bbox": "1234"}, r"annotation 9 of a.jpg: bbox is '1234', not \[x, y, w, h\]"),

@@ -30,9 +30,9 @@ from multiseg_d2.data.register import (
 )
 from multiseg_d2.data.views import register_views
 from multiseg_d2.engine.config_check import check_config
-from multiseg_d2.engine.config_file import ConfigError
 from multiseg_d2.evaluation import build_evaluator
 from multiseg_d2.modeling.catalog import catalog_space
+from multiseg_d2.user_error import ConfigError
 from multiseg_d2.view_name import ViewName, ViewNameError, parse_view
 
 IDS = [f"{chr(97 + i % 5)}/{i:02d}" for i in range(20)]

@@ -9,8 +9,8 @@ import torch
 from detectron2.data import MetadataCatalog
 
 from multiseg_d2.engine.config_check import check_config
-from multiseg_d2.engine.config_file import ConfigError
 from multiseg_d2.engine.setup import argument_parser, setup
+from multiseg_d2.user_error import ConfigError
 
 
 @pytest.mark.parametrize(

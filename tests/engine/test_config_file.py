@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from multiseg_d2.engine.config_file import ConfigError, default_config, load_config
+from multiseg_d2.engine.config_file import default_config, load_config
+from multiseg_d2.user_error import ConfigError
 
 
 @pytest.fixture

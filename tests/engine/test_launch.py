@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -150,6 +152,26 @@ def test_what_is_wrong_with_the_config_is_one_message_and_code_2(tiny_argv, caps
     assert tiny_run.run(tiny_argv(*arguments)) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["MODEL.WEIGHTS", "absent.pth"], "there is no file absent.pth"),
+        (["--eval-only", "DATASETS.TEST", "('tiny_a_train',)"], "MODEL.WEIGHTS is empty"),
+        (["MODEL.SEM_SEG_HEAD.IN_FEATURES", "['res9']"], "MODEL.SEM_SEG_HEAD.IN_FEATURES is ['res9']"),
+        (["OUTPUT_DIR", "/dev/null/out"], "/dev/null/out: Not a directory"),
+    ],
+)
+def test_on_the_command_line_what_users_can_mend_has_no_traceback(tiny_argv, capsys, monkeypatch, arguments, message):
+    """From Python these are exceptions (test_initial_weights.py); here the script itself is run."""
+    monkeypatch.setattr(sys, "argv", ["train_net.py", *tiny_argv(*arguments)])
+    monkeypatch.setattr(logging, "raiseExceptions", False)  # Detectron2's handlers write to an earlier test's stream
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(tiny_run.ROOT / "train_net.py"), run_name="__main__")
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and message in error and "Traceback" not in error
+    assert sum(line.startswith("error: ") for line in error.splitlines()) == 1
 
 
 def test_several_machines_need_an_address(capsys):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from multiseg_d2.engine import Trainer, load_weights
-from multiseg_d2.engine.config_file import ConfigError
+from multiseg_d2.user_error import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 

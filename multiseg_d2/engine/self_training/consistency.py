@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...data.augment import draw_blur, draw_color_jitter
 from ...label_space import IGNORE
+from ...user_error import ConfigError
 from .data import check_target_is_not_scored, source_and_target
 from .teacher import NO_TEACHER, real_pixels, teach
 
@@ -48,7 +49,7 @@ class ConsistencyHook(HookBase):
 
     def __init__(self, cfg: CfgNode) -> None:
         if cfg.MODEL.EMA_DECAY <= 0:
-            raise ValueError(NO_TEACHER.format(policy="consistency"))
+            raise ConfigError(NO_TEACHER.format(policy="consistency"))
         self.cfg = cfg
         self.source, self.target = source_and_target(cfg)
 

@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ...data.views import register_views
+from ...user_error import ConfigError
 from ...view_name import parse_view
 
 __all__ = ["check_target_is_not_scored", "first_images", "most_confident", "source_and_target"]
@@ -25,7 +26,7 @@ def source_and_target(cfg: CfgNode) -> tuple[tuple[str, ...], tuple[str, ...]]:
     source = tuple(entry for entry, kind in kinds.items() if kind == "pixel")
     target = tuple(entry for entry, kind in kinds.items() if kind == "none")
     if not source or not target:
-        raise ValueError(
+        raise ConfigError(
             "self-training needs a labelled source and an unlabelled target in DATASETS.TRAIN, for example "
             f"('gta5_train', 'cityscapes_train/unlabelled'); it has {kinds}"
         )
@@ -44,7 +45,7 @@ def check_target_is_not_scored(cfg: CfgNode) -> None:
         for entry in target:
             shared = sum(os.path.realpath(record["file_name"]) in scored for record in DatasetCatalog.get(entry))
             if shared:
-                raise ValueError(
+                raise ConfigError(
                     f"{shared} images of the target {entry} are scored in DATASETS.TEST ({test}): a score on images "
                     "that were labelled says little of others. Take another split, or set SELF_TRAINING.LABEL_SCORED "
                     "to True."

@@ -17,14 +17,16 @@ from detectron2.utils import comm
 
 from ...atomic_file import write_atomically
 from ...data.register import register_dataset, unregister_dataset
+from ...json_file import read_json
 from ...label_space import IGNORE
+from ...user_error import UserError
 
 __all__ = ["PseudoLabelError", "PseudoLabels"]
 
 _MANIFEST, _SPEC = "manifest.json", "spec.yaml"
 
 
-class PseudoLabelError(RuntimeError):
+class PseudoLabelError(UserError, RuntimeError):
     """Pseudo-labels cannot be used: they are not whole, of another run, or of no use."""
 
 
@@ -109,9 +111,9 @@ class PseudoLabels:
         if not path.is_file():
             return None
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            return read_json(path, finite=False)
         except ValueError as problem:
-            raise PseudoLabelError(f"{path}: not valid JSON ({problem}); remove {self.folder} to label anew") from None
+            raise PseudoLabelError(f"{problem}; remove {self.folder} to label anew") from None
 
     def check_files(self) -> None:
         """Compares every file with its hash in the manifest.

@@ -18,6 +18,7 @@ from detectron2.utils import comm
 
 from ...label_space import LabelSpace
 from ...modeling.heads.softmax_loss import REGULARIZERS
+from ...user_error import ConfigError
 from ..dataset_pass import run_over
 from ..ranks import unwrapped
 from .data import check_target_is_not_scored, first_images, most_confident, source_and_target
@@ -65,12 +66,12 @@ class SelfTrainingHook(HookBase):
         keys = cfg.SELF_TRAINING
         if keys.POLICY not in POLICIES:
             known = ", ".join((*POLICIES, "online", "consistency"))
-            raise ValueError(f"SELF_TRAINING.POLICY is {keys.POLICY!r}: choose one of {known}")
+            raise ConfigError(f"SELF_TRAINING.POLICY is {keys.POLICY!r}: choose one of {known}")
         if keys.REGULARIZER[0] not in ("none", "lrent", *REGULARIZERS):
             known = ", ".join(("none", "lrent", *REGULARIZERS))
-            raise ValueError(f"SELF_TRAINING.REGULARIZER is {tuple(keys.REGULARIZER)}: its name is one of {known}")
+            raise ConfigError(f"SELF_TRAINING.REGULARIZER is {tuple(keys.REGULARIZER)}: its name is one of {known}")
         if keys.POLICY == "spatial_prior" and not keys.PRIOR:
-            raise ValueError(NO_PRIOR)
+            raise ConfigError(NO_PRIOR)
         self.cfg = cfg
         self.plan = RoundPlan(
             keys.ROUNDS,

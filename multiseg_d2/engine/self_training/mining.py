@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from ...user_error import ConfigError
+
 __all__ = ["MiningRule", "RareCrops"]
 
 
@@ -63,7 +65,7 @@ class MiningRule:
         """
         fits = len(values) == 3 and all(0 <= v <= 1 for v in values[:2]) and values[2] in range(256)
         if not fits:
-            raise ValueError(f"{key} is (probability, share, number of classes), both in [0, 1], not {tuple(values)}")
+            raise ConfigError(f"{key} is (probability, share, number of classes), both in [0, 1], not {tuple(values)}")
         return cls(float(values[0]), float(values[1]), int(values[2]))
 
     def crops(self, predicted: np.ndarray) -> RareCrops | None:

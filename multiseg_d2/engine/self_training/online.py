@@ -11,6 +11,7 @@ from detectron2.engine import HookBase
 from torch import Tensor
 
 from ...label_space import IGNORE
+from ...user_error import ConfigError
 from ..ranks import unwrapped
 from .data import check_target_is_not_scored, source_and_target
 from .teacher import NO_TEACHER, real_pixels, teach
@@ -41,7 +42,7 @@ class OnlineSelfTrainingHook(HookBase):
 
     def __init__(self, cfg: CfgNode) -> None:
         if cfg.MODEL.EMA_DECAY <= 0:
-            raise ValueError(NO_TEACHER.format(policy="online"))
+            raise ConfigError(NO_TEACHER.format(policy="online"))
         self.cfg = cfg
         self.source, self.target = source_and_target(cfg)
 
@@ -88,7 +89,7 @@ class OnlineSelfTrainingHook(HookBase):
         head = unwrapped(self.trainer.model).sem_seg_head
         spaces = {e: head.own_space(MetadataCatalog.get(e).dataset).classes for e in (*self.source, *self.target)}
         if len(set(spaces.values())) > 1:
-            raise ValueError(
+            raise ConfigError(
                 "SELF_TRAINING.POLICY 'online' pastes labels of the source into the target, so all entries must have "
                 f"the same classes: set DATASETS.REMAP_TO. Now: { ({e: len(c) for e, c in spaces.items()}) }"
             )
@@ -117,7 +118,7 @@ def class_mix(image: Tensor, label: Tensor, under: Tensor, under_label: Tensor) 
     Source: ClassMix (WACV 2021).
     """
     if image.shape != under.shape:
-        raise ValueError(
+        raise ConfigError(
             f"images of {tuple(image.shape[-2:])} and {tuple(under.shape[-2:])} pixels cannot be mixed: give all "
             "entries one size with INPUT.CROP"
         )

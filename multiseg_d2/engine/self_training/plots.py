@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from detectron2.utils import comm
 
 from ...atomic_file import write_atomically
+from ...json_file import parse_json
 from .folder import PseudoLabels
 
 __all__ = ["round_table", "write_round_plots"]
@@ -53,7 +53,7 @@ def _scores(metrics: Path) -> dict[int, dict[str, float]]:
     found: dict[int, dict[str, float]] = {}
     for line in metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else ():
         try:
-            values = json.loads(line)
+            values = parse_json(line, str(metrics), finite=False)
         except ValueError:  # the last line of a run that was killed
             continue
         named = {name: value for name, value in values.items() if name.endswith("/sem_seg/mIoU")}

@@ -15,6 +15,7 @@ from torch import Tensor
 from ...atomic_file import write_atomically
 from ...data.labels import read_local_label
 from ...label_space import LabelSpace
+from ...user_error import ConfigError
 
 __all__ = ["NO_PRIOR", "load_prior", "save_prior", "spatial_prior"]
 
@@ -95,14 +96,14 @@ def load_prior(path: str | Path, space: LabelSpace) -> Tensor:
         ValueError: no path, no such file, or one of other classes.
     """
     if not path:
-        raise ValueError(NO_PRIOR)
+        raise ConfigError(NO_PRIOR)
     try:
         with np.load(path, allow_pickle=False) as file:
             prior, classes = file["prior"], file["classes"].tolist()
     except (OSError, KeyError, ValueError) as problem:
-        raise ValueError(f"SELF_TRAINING.PRIOR: {path} is no file of a spatial prior ({problem})") from None
+        raise ConfigError(f"SELF_TRAINING.PRIOR: {path} is no file of a spatial prior ({problem})") from None
     if classes != list(space.classes):
-        raise ValueError(
+        raise ConfigError(
             f"SELF_TRAINING.PRIOR: {path} is for other classes.\n  file:  {classes}\n  model: {list(space.classes)}"
         )
     return torch.from_numpy(prior)

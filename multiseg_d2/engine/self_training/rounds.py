@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ...user_error import ConfigError
+
 __all__ = ["Portion", "RoundPlan"]
 
 
@@ -24,10 +26,10 @@ class Portion:
             ValueError: it has another form, or a share is outside [0, 1] or decreasing.
         """
         if len(values) != 3:
-            raise ValueError(f"{key} is (share in the first round, growth per round, maximum), not {tuple(values)}")
+            raise ConfigError(f"{key} is (share in the first round, growth per round, maximum), not {tuple(values)}")
         start, step, maximum = map(float, values)
         if not (0 < start <= maximum <= 1 and step >= 0):
-            raise ValueError(f"{key} needs 0 < start <= maximum <= 1 and growth >= 0, not {(start, step, maximum)}")
+            raise ConfigError(f"{key} needs 0 < start <= maximum <= 1 and growth >= 0, not {(start, step, maximum)}")
         return cls(start, step, maximum)
 
     def of_round(self, number: int) -> float:

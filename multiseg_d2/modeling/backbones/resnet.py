@@ -10,6 +10,8 @@ from detectron2.modeling.backbone.resnet import BasicStem, BottleneckBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...user_error import ConfigError
+
 __all__ = ["DeepStem", "DilatedBasicBlock", "build_deep_stem_resnet_backbone", "build_dilated_resnet_backbone"]
 
 #: Blocks of res2 to res5.
@@ -115,15 +117,17 @@ def _resnet(cfg: CfgNode, input_shape: ShapeSpec, stem_class: type[CNNBlockBase]
 
 def _check(keys: CfgNode) -> None:
     if keys.DEPTH not in BLOCKS:
-        raise ValueError(f"MODEL.RESNETS.DEPTH is {keys.DEPTH}, possible are {sorted(BLOCKS)}")
+        raise ConfigError(f"MODEL.RESNETS.DEPTH is {keys.DEPTH}, possible are {sorted(BLOCKS)}")
     if keys.OUTPUT_STRIDE not in STAGES:
-        raise ValueError(f"MODEL.RESNETS.OUTPUT_STRIDE is {keys.OUTPUT_STRIDE}, possible are {sorted(STAGES)}")
+        raise ConfigError(f"MODEL.RESNETS.OUTPUT_STRIDE is {keys.OUTPUT_STRIDE}, possible are {sorted(STAGES)}")
     if keys.RES5_DILATION != 1:
-        raise ValueError("MODEL.RESNETS.RES5_DILATION belongs to build_resnet_backbone; here OUTPUT_STRIDE says it all")
+        raise ConfigError(
+            "MODEL.RESNETS.RES5_DILATION belongs to build_resnet_backbone; here OUTPUT_STRIDE says it all"
+        )
     if any(keys.DEFORM_ON_PER_STAGE):
-        raise ValueError("the dilated ResNet has no deformable convolutions (MODEL.RESNETS.DEFORM_ON_PER_STAGE)")
+        raise ConfigError("the dilated ResNet has no deformable convolutions (MODEL.RESNETS.DEFORM_ON_PER_STAGE)")
     if keys.DEPTH < 50 and keys.NUM_GROUPS != 1:
-        raise ValueError(f"ResNet-{keys.DEPTH} has no grouped convolutions (MODEL.RESNETS.NUM_GROUPS must be 1)")
+        raise ConfigError(f"ResNet-{keys.DEPTH} has no grouped convolutions (MODEL.RESNETS.NUM_GROUPS must be 1)")
 
 
 def _conv(

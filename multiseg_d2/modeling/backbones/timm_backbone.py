@@ -12,6 +12,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 
 from ...compat import MissingDependencyError
+from ...user_error import ConfigError
 from ...yaml_file import did_you_mean
 
 __all__ = ["NormAct", "TimmBackbone", "build_timm_backbone"]
@@ -37,7 +38,7 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
     )
     frozen = {0: False, 5: True}.get(cfg.MODEL.BACKBONE.FREEZE_AT)
     if frozen is None:
-        raise ValueError(
+        raise ConfigError(
             f"MODEL.BACKBONE.FREEZE_AT is {cfg.MODEL.BACKBONE.FREEZE_AT}: a timm backbone is trained (0) or frozen as "
             "a whole (5)"
         )
@@ -71,7 +72,7 @@ class TimmBackbone(Backbone):
         self.network = _separate_norms(_create(name, output_stride, in_channels))
         strides, channels = self.network.feature_info.reduction(), self.network.feature_info.channels()
         if output_stride != FULL_STRIDE and max(strides) != output_stride:
-            raise ValueError(
+            raise ConfigError(
                 f"MODEL.TIMM.OUTPUT_STRIDE is {output_stride}, but {name} gives its features at strides {strides} only"
             )
         names = _names(strides)
@@ -127,7 +128,7 @@ class NormAct(nn.Sequential):
 def _create(name: str, output_stride: int, in_channels: int) -> nn.Module:
     timm = _import_timm()
     if not timm.is_model(name):
-        raise ValueError(
+        raise ConfigError(
             f"MODEL.TIMM.NAME: timm {timm.__version__} has no {name!r}{did_you_mean(name, timm.list_models())}"
         )
     options: dict[str, Any] = {"in_chans": in_channels}
@@ -142,7 +143,7 @@ def _create(name: str, output_stride: int, in_channels: int) -> nn.Module:
             return timm.create_model(name, pretrained=False, features_only=True, **options, **further)
         except (TypeError, AssertionError, RuntimeError, NotImplementedError) as error:
             problem = error
-    raise ValueError(
+    raise ConfigError(
         f"MODEL.TIMM: timm cannot build {name} as a backbone at output stride {output_stride}: {problem}"
     ) from problem
 
@@ -195,7 +196,7 @@ def _with_norm(backbone: TimmBackbone, norm: str) -> TimmBackbone:
     if norm == "FrozenBN":
         return FrozenBatchNorm2d.convert_frozen_batchnorm(backbone)
     if norm != "BN":
-        raise ValueError(
+        raise ConfigError(
             f"MODEL.RESNETS.NORM is {norm!r}: the batch norms of a timm backbone can be BN, SyncBN, FrozenBN"
         )
     return backbone

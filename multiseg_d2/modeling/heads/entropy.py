@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...label_space import IGNORE, LabelSpace
+from ...user_error import ConfigError
 from ..batch import Batch
 from ..class_means import ClassMeans
 from ..losses import prototype_entropy, prototype_scores
@@ -144,14 +145,14 @@ class EntropyHead(Head):
     ) -> None:
         super().__init__({dataset: base.own_space(dataset) for dataset in base.datasets})
         if loss_type not in ENTROPY_TYPES:
-            raise ValueError(f"MODEL.SEM_SEG_HEAD.LOSS_TYPE: {loss_type!r} is none of {', '.join(ENTROPY_TYPES)}")
+            raise ConfigError(f"MODEL.SEM_SEG_HEAD.LOSS_TYPE: {loss_type!r} is none of {', '.join(ENTROPY_TYPES)}")
         if len(weights) != 2 or min(weights) < 0 or cosine_scale < 0:
-            raise ValueError(
+            raise ConfigError(
                 f"MODEL.SEM_SEG_HEAD.ENTROPY_WEIGHTS (alpha, beta) and COSINE_SCALE must not be negative: "
                 f"{tuple(weights)}, {cosine_scale}"
             )
         if weights[0] and len(base.datasets) == 1:
-            raise ValueError(
+            raise ConfigError(
                 "a cross-dataset term needs two datasets: set MODEL.SEM_SEG_HEAD.ENTROPY_WEIGHTS to (0, 1)"
             )
         self._base = (base,)  # in a tuple, so that its parameters have one name: as if it stood alone

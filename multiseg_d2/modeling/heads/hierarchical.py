@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ...hierarchy import Hierarchy, read_nodes
 from ...label_space import IGNORE, LabelSpace
+from ...user_error import ConfigError
 from ..batch import Batch
 from ..catalog import UnknownLabelSpaceError, catalog_space, training_spaces
 from ..chained import Chain, ChainedScores
@@ -80,9 +81,9 @@ class HierarchicalHead(Head):
     ) -> None:
         super().__init__(label_spaces)
         if loss_type not in LOSS_TYPES:
-            raise ValueError(f"MODEL.SEM_SEG_HEAD.LOSS_TYPE: {loss_type!r} is none of {', '.join(LOSS_TYPES)}")
+            raise ConfigError(f"MODEL.SEM_SEG_HEAD.LOSS_TYPE: {loss_type!r} is none of {', '.join(LOSS_TYPES)}")
         if trunk.auxiliary is not None:
-            raise ValueError("HierarchicalHead has no auxiliary loss: set MODEL.SEM_SEG_HEAD.AUX_LOSS_WEIGHT to 0")
+            raise ConfigError("HierarchicalHead has no auxiliary loss: set MODEL.SEM_SEG_HEAD.AUX_LOSS_WEIGHT to 0")
         self.hard_boxes, self.separate_norm = LOSS_TYPES[loss_type]
         self.child_weight, self.fill_void = child_weight, fill_void
         self.trunk, self.hierarchy = trunk, hierarchy

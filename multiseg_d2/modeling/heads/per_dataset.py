@@ -10,6 +10,7 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
 from ...label_space import LabelSpace
+from ...user_error import ConfigError
 from ..batch import Batch
 from ..catalog import UnknownLabelSpaceError, training_datasets, training_spaces
 from .head import Head
@@ -133,14 +134,14 @@ def _loss_weights(datasets: Sequence[str], weights: Sequence[float]) -> dict[str
     if not weights:
         return {}
     if len(weights) != len(datasets):
-        raise ValueError(
+        raise ConfigError(
             f"MODEL.SEM_SEG_HEAD.DATASET_LOSS_WEIGHTS has {len(weights)} entries, but DATASETS.TRAIN has "
             f"{len(datasets)} ({list(datasets)}): give one weight per entry, in its order, or none"
         )
     result: dict[str, float] = {}
     for dataset, weight in zip(datasets, weights):
         if not weight >= 0:
-            raise ValueError(f"MODEL.SEM_SEG_HEAD.DATASET_LOSS_WEIGHTS: the weight of {dataset!r} is {weight}")
+            raise ConfigError(f"MODEL.SEM_SEG_HEAD.DATASET_LOSS_WEIGHTS: the weight of {dataset!r} is {weight}")
         if result.setdefault(dataset, float(weight)) != weight:
-            raise ValueError(f"MODEL.SEM_SEG_HEAD.DATASET_LOSS_WEIGHTS: {dataset!r} has two different weights")
+            raise ConfigError(f"MODEL.SEM_SEG_HEAD.DATASET_LOSS_WEIGHTS: {dataset!r} has two different weights")
     return result

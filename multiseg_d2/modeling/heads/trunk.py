@@ -6,6 +6,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
+from ...user_error import ConfigError
 from ..decoders import build_decoder, conv_norm_relu
 
 __all__ = ["AuxiliaryBranch", "Trunk"]
@@ -83,7 +84,7 @@ class AuxiliaryBranch(nn.Module):
     def __init__(self, input_shape: dict[str, ShapeSpec], *, channels: int, norm: str) -> None:
         super().__init__()
         if AUXILIARY_FEATURE not in input_shape:
-            raise ValueError(
+            raise ConfigError(
                 f"the auxiliary loss reads {AUXILIARY_FEATURE}, but the backbone gives {list(input_shape)}: add it to "
                 "MODEL.RESNETS.OUT_FEATURES, or set MODEL.SEM_SEG_HEAD.AUX_LOSS_WEIGHT to 0"
             )

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from ...class_relations import no_relations
 from ...label_space import IGNORE, LabelSpace
 from ...unified import NO_CLASS, UnifiedClasses
+from ...user_error import ConfigError
 from ..batch import Batch
 from ..catalog import UnknownLabelSpaceError, training_spaces
 from ..losses import binary_loss, cross_entropy
@@ -74,7 +75,7 @@ class UnifiedHead(Head):
     ) -> None:
         super().__init__(label_spaces)
         if loss_type not in LOSS_TYPES:
-            raise ValueError(f"MODEL.SEM_SEG_HEAD.LOSS_TYPE: {loss_type!r} is none of {', '.join(LOSS_TYPES)}")
+            raise ConfigError(f"MODEL.SEM_SEG_HEAD.LOSS_TYPE: {loss_type!r} is none of {', '.join(LOSS_TYPES)}")
         self.union = UnifiedClasses.of(label_spaces)
         self.universal = self.union.names
         self.loss_type, self.cosine_scale = loss_type, float(cosine_scale)
@@ -100,7 +101,7 @@ class UnifiedHead(Head):
         """
         keys = cfg.MODEL.SEM_SEG_HEAD
         if keys.DATASET_LOSS_WEIGHTS:
-            raise ValueError(
+            raise ConfigError(
                 "MODEL.SEM_SEG_HEAD.DATASET_LOSS_WEIGHTS: UnifiedHead has one mean over the pixels of all datasets and "
                 "no weights; DATALOADER.WEIGHTS says how often each is seen"
             )
@@ -212,7 +213,7 @@ class CosineClassifier(nn.Module):
     def __init__(self, channels: int, classes: int, scale: float) -> None:
         super().__init__()
         if not scale > 0:
-            raise ValueError(f"MODEL.SEM_SEG_HEAD.COSINE_SCALE is {scale}: it must be positive (0: linear classifier)")
+            raise ConfigError(f"MODEL.SEM_SEG_HEAD.COSINE_SCALE is {scale}: it must be positive (0: linear classifier)")
         self.scale = scale
         self.weight = nn.Parameter(torch.empty(classes, channels, 1, 1))
         nn.init.normal_(self.weight, std=0.01)

@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.layers import FrozenBatchNorm2d, NaiveSyncBatchNorm
 from torch import nn
 
+from ...user_error import ConfigError
 from ..catalog import training_datasets
 from .dataset_norm import DatasetBatchNorm2d, DatasetBranchError
 from .sharing import set_momentum, shared_by_part
@@ -82,7 +83,7 @@ def convert_dataset_norm(
     model = _replace(model, lambda m, path: _is_batch_norm(m, path) and shared(path) != "shared", convert)
     report = norm_report(model)
     if not report["per dataset"]:
-        raise ValueError(
+        raise ConfigError(
             "the model has no batch norm to convert, only "
             f"{ {kind: len(names) for kind, names in report.items() if names} }. Set MODEL.RESNETS.NORM and "
             "MODEL.SEM_SEG_HEAD.NORM to BN or SyncBN (and MODEL.BACKBONE.FREEZE_AT to 0), or switch "

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...user_error import ConfigError, UserError
 from ..active import current_groups, is_recomputing, stand_in_branch
 from .synchronised import Run, synchronised_batch_norm, synchronised_statistics
 
@@ -25,7 +26,7 @@ _ENTRIES = (*_AFFINE, *_STATISTICS)
 _Affine = tuple[Tensor | None, Tensor | None]  # weight and bias
 
 
-class DatasetBranchError(RuntimeError):
+class DatasetBranchError(UserError, RuntimeError):
     """The datasets of a model's norm branches are not those of a checkpoint or of the batch."""
 
 
@@ -274,7 +275,7 @@ class DatasetBatchNorm2d(nn.Module):
     def _check_single(self, datasets: list[str], *, mixed: bool) -> None:
         """One value per channel has no variance. In a mixture that happens by chance; elsewhere in every step."""
         if not mixed or not self.track_running_stats:
-            raise ValueError(
+            raise ConfigError(
                 f"{self._here()}: {datasets} need more than 1 value per channel in a training step. Give each dataset "
                 "at least two images per step (SOLVER.IMS_PER_BATCH, DATALOADER.WEIGHTS), or use SyncBN."
             )
