@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .array_file import read_arrays
 from .atomic_file import write_atomically
 from .unified import NO_CLASS, UnifiedClasses
 from .user_error import ConfigError
@@ -114,13 +115,13 @@ class ClassResponses:
         Raises:
             ValueError: the file is not one of those.
         """
-        with np.load(path, allow_pickle=False) as file:
-            try:
-                datasets = file["datasets"].tolist()
-                kinds = {kind: {d: file[f"{kind}_{d}"] for d in datasets} for kind in _KINDS}
-                return cls(tuple(file["classes"].tolist()), **kinds, threshold=float(file["threshold"]))
-            except KeyError as missing:
-                raise ConfigError(f"{path} does not hold class responses: {missing}") from None
+        file = read_arrays(path, ConfigError)
+        try:
+            datasets = file["datasets"].tolist()
+            kinds = {kind: {d: file[f"{kind}_{d}"] for d in datasets} for kind in _KINDS}
+            return cls(tuple(file["classes"].tolist()), **kinds, threshold=float(file["threshold"]))
+        except (KeyError, TypeError, ValueError) as problem:
+            raise ConfigError(f"{path} does not hold class responses: {problem}") from None
 
 
 _KINDS = ("present", "responses", "pixels")

@@ -419,8 +419,10 @@ def read_nodes(path: str | Path, universal: Sequence[str]) -> list[Node]:
     for name, entry in nodes.items():
         if not isinstance(entry, dict) or set(entry) != {"parent", "covers"}:
             raise HierarchyError(f"{path}: node {name!r} needs `parent` and `covers`, and nothing else")
+        if not isinstance(entry["covers"] or [], list):
+            raise HierarchyError(f"{path}: node {name!r}: `covers` is a list of universal classes")
         for concept in entry["covers"] or ():
-            if concept not in index:
+            if not isinstance(concept, str) or concept not in index:
                 hint = did_you_mean(str(concept), universal)
                 raise HierarchyError(f"{path}: node {name!r} covers {concept!r}, no universal class{hint}")
         leaves = frozenset(index[c] for c in entry["covers"] or ())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import reprlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,26 @@ _SHOWN.maxdict = _SHOWN.maxlist = 4
 _SHOWN.maxlevel = 2
 
 
-def read_json(path: str | Path, error: type[Exception] = ValueError, finite: bool = True) -> Any:
+def read_json(
+    path: str | Path, error: type[Exception] = ValueError, finite: bool = True, keys: Collection[str] | None = None
+) -> Any:
     """Reads a JSON file in any encoding that :func:`.read_text` knows.
 
     Args:
         path: the file.
         error: type of the error for anything wrong with it.
         finite: whether NaN and Infinity, which are no JSON but which many programs write, are errors.
+        keys: the content must be an object with these keys; None: it may be anything.
 
     Raises:
         error: the file cannot be opened, is no JSON, names a key of an object twice, or has a number that is none; the
             message says file and key.
     """
-    return parse_json(read_text(path, error), str(path), error, finite)
+    content = parse_json(read_text(path, error), str(path), error, finite)
+    if keys is not None and not (isinstance(content, dict) and set(keys) <= content.keys()):
+        wanted = f" with {', '.join(keys)}" if keys else ""
+        raise error(f"{path}: an object{wanted} was expected, but the file holds {_SHOWN.repr(content)}")
+    return content
 
 
 def parse_json(text: str | bytes, where: str, error: type[Exception] = ValueError, finite: bool = True) -> Any:

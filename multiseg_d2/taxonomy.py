@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 
 from .user_error import UserError
-from .yaml_file import did_you_mean, read_yaml
+from .yaml_file import Place, did_you_mean, fields_of, list_of, mapping_of, read_yaml, text
 
 __all__ = ["BY_NAME", "PACKAGED", "Concept", "Taxonomy", "TaxonomyError"]
 
@@ -36,8 +36,6 @@ __all__ = ["BY_NAME", "PACKAGED", "Concept", "Taxonomy", "TaxonomyError"]
 PACKAGED = Path(__file__).resolve().parent / "data" / "taxonomy.yaml"
 #: Taxonomies that have a name: the packaged one and MSeg's 194 classes.
 BY_NAME = {"": PACKAGED, "packaged": PACKAGED, "mseg": PACKAGED.with_name("taxonomy_mseg.yaml")}
-
-_KEYS = {"parents", "classes", "main", "note"}
 
 
 class TaxonomyError(UserError, ValueError):
@@ -100,13 +98,8 @@ class Taxonomy:
                 contradicts another.
         """
         content = read_yaml(path, TaxonomyError)
-        if not isinstance(content, dict) or not {"concepts"} <= set(content) <= {"concepts", "main_of_classes"}:
-            raise TaxonomyError(f"{path}: the top-level keys are `concepts` and, if need be, `main_of_classes`")
-        mains = content.get("main_of_classes", {})
-        if not isinstance(mains, dict) or not all(isinstance(given, dict) for given in mains.values()):
-            raise TaxonomyError(f"{path}: main_of_classes: must be dataset -> class -> concept")
-        concepts = {n: _parse_concept(n, c or {}, path) for n, c in content["concepts"].items()}
-        return cls(concepts, main_of_classes=mains, where=str(path))
+        given = _TOP(content, Place(str(path), error_type=TaxonomyError))
+        return cls(given["concepts"], main_of_classes=given.get("main_of_classes", {}), where=str(path))
 
     @classmethod
     def exact_names(cls, vocabularies: Mapping[str, Sequence[str]]) -> Taxonomy:
@@ -280,9 +273,17 @@ class Taxonomy:
             )
 
 
-def _parse_concept(name: str, content: Mapping, path: str | Path) -> Concept:
-    unknown = sorted(set(content) - _KEYS)
-    if unknown:
-        raise TaxonomyError(f"{path}: concept {name!r} has unknown keys {unknown}; known are {sorted(_KEYS)}")
-    classes = {d: tuple([c] if isinstance(c, str) else c) for d, c in content.get("classes", {}).items()}
-    return Concept(tuple(content.get("parents", ())), classes, content.get("main", ""), content.get("note", ""))
+_CONCEPT = fields_of(
+    {
+        "parents": list_of(text),
+        "classes": mapping_of(list_of(text, single=str)),
+        **dict.fromkeys(("main", "note"), text),
+    }
+)
+_TOP = fields_of(
+    {
+        "concepts": mapping_of(lambda content, place: Concept(**_CONCEPT({} if content is None else content, place))),
+        "main_of_classes": mapping_of(mapping_of(text)),
+    },
+    required=("concepts",),
+)

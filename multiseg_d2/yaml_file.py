@@ -60,7 +60,7 @@ def read_yaml(path: str | Path, error: type[Exception] = ValueError) -> Any:
         return yaml.load(stream, _UniqueKeyLoader)
     except _DoubledKeyError as problem:
         raise error(f"{path}: {problem}") from None
-    except yaml.YAMLError as problem:
+    except Exception as problem:  # beside its own errors yaml passes on what odd values raise: a date in month 13
         raise error(f"{path}: not valid YAML: {problem}") from problem
 
 

@@ -73,3 +73,13 @@ def test_there_is_no_other_reader():
         calls = {ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)}
         found += [f"{path.relative_to(ROOT)}: {call}" for call in calls & {"json.load", "json.loads", "load_coco_json"}]
     assert not found
+
+
+@pytest.mark.parametrize("content", ["[]", "5", '{"a": 1}'])
+def test_an_object_with_certain_keys_is_asked_for(content, tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"x\.json: an object with a, b was expected, but the file holds"):
+        read_json(path, keys=("a", "b"))
+    path.write_text('{"a": 1, "b": 2, "c": 3}')
+    assert read_json(path, keys=("a", "b"))["c"] == 3

@@ -17,6 +17,7 @@ PURE = (
     "multiseg_d2.taxonomy",
     "multiseg_d2.unified",
     "multiseg_d2.class_relations",
+    "multiseg_d2.array_file",
     "multiseg_d2.atomic_file",
     "multiseg_d2.hierarchy",
     "multiseg_d2.json_file",

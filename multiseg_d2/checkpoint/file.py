@@ -288,7 +288,7 @@ def read_state(path: str) -> tuple[dict[str, Tensor | np.ndarray], str, dict[str
         raw = read_pickle(local)
     elif local.endswith(".safetensors"):
         raw = _read_safetensors(local)
-    elif zipfile.is_zipfile(local):
+    elif _is_zip(local):
         raw = read_checkpoint(Path(local))
     else:
         raw = _read_torch(local)
@@ -296,6 +296,13 @@ def read_state(path: str) -> tuple[dict[str, Tensor | np.ndarray], str, dict[str
         return dict(raw["model"]), "", dict(raw["run"])
     author = raw.get("__author__", "") if isinstance(raw, Mapping) else ""
     return _unwrap(raw, path), str(author), {}
+
+
+def _is_zip(path: str) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile as problem:  # it was one
+        raise BrokenCheckpointError(f"{path} is broken: {problem}") from problem
 
 
 def _unwrap(raw: Any, path: str) -> dict[str, Any]:

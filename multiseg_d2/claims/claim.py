@@ -123,11 +123,12 @@ def load_claim(path: str | Path) -> Claim:
     path = Path(path)
     content = _mapping(read_yaml(path, ClaimError), f"{path}", _CLAIM_KEYS, ("title", "columns", "rows"))
     metric = content.get("metric", DEFAULT_METRIC)
-    columns = tuple(_column(item, f"{path}: columns[{i}]", metric) for i, item in enumerate(content["columns"]))
+    given = {key: enumerate(_list(content[key], f"{path}: {key}")) for key in ("columns", "rows")}
+    columns = tuple(_column(item, f"{path}: columns[{i}]", metric) for i, item in given["columns"])
     _unique([c.label for c in columns], f"{path}: columns")
     common = _overrides(content.get("overrides"), f"{path}: overrides")
     reader = _RowReader(path, tuple(column.label for column in columns), common)
-    rows = tuple(reader.row(item, f"{path}: rows[{i}]") for i, item in enumerate(content["rows"]))
+    rows = tuple(reader.row(item, f"{path}: rows[{i}]") for i, item in given["rows"])
     _unique([row.label for row in rows], f"{path}: rows")
     seeds = content.get("seeds", [0])
     if not isinstance(seeds, list) or not seeds or not all(type(s) is int and s >= 0 for s in seeds):
@@ -153,7 +154,7 @@ class _RowReader:
         where = f"{where} ({item['label']})"
         if "runs" in item:
             _only_one(item, ("runs", "config", "phases"), where)
-            runs = tuple(self._run(run, f"{where}: runs[{i}]") for i, run in enumerate(item["runs"]))
+            runs = tuple(self._run(run, f"{where}: runs[{i}]") for i, run in enumerate(_list(item["runs"], where)))
         elif "config" in item or "phases" in item:
             runs = (Run(self._phases(item, where), self.labels),)
         else:
@@ -167,7 +168,7 @@ class _RowReader:
 
     def _run(self, item: Any, where: str) -> Run:
         item = _mapping(item, where, _RUN_KEYS)
-        columns = tuple(item.get("columns", self.labels))
+        columns = tuple(_list(item.get("columns", list(self.labels)), f"{where}: columns"))
         for label in columns:
             self._check_label(label, where)
         return Run(self._phases(item, where), columns)
@@ -178,18 +179,21 @@ class _RowReader:
             return (self._phase({k: v for k, v in item.items() if k in _PHASE_KEYS}, where),)
         if not item.get("phases"):
             raise ClaimError(f"{where} needs `config` or `phases`")
-        return tuple(self._phase(phase, f"{where}: phases[{i}]") for i, phase in enumerate(item["phases"]))
+        return tuple(
+            self._phase(phase, f"{where}: phases[{i}]") for i, phase in enumerate(_list(item["phases"], where))
+        )
 
     def _phase(self, item: Any, where: str) -> Phase:
         item = _mapping(item, where, _PHASE_KEYS, ("config",))
+        if not isinstance(item["config"], str):
+            raise ClaimError(f"{where}: config is the path of a file, not {item['config']!r}")
         config = (self.folder / item["config"]).resolve()
         if not config.is_file():
             raise ClaimError(f"{where}: there is no config {config}")
         overrides = self.common + _overrides(item.get("overrides"), where)
         keys = item.get("weights_as", "MODEL.WEIGHTS")
-        return Phase(
-            config, overrides, bool(item.get("eval_only", False)), (keys,) if isinstance(keys, str) else (*keys,)
-        )
+        keys = tuple(_list([keys] if isinstance(keys, str) else keys, f"{where}: weights_as"))
+        return Phase(config, overrides, bool(item.get("eval_only", False)), keys)
 
     def _published(self, item: Any, where: str) -> dict[str, float]:
         if not isinstance(item, Mapping):
@@ -222,6 +226,12 @@ def _mapping(item: Any, where: str, known: Sequence[str], needed: Sequence[str] 
     for key in needed:
         if not item.get(key):
             raise ClaimError(f"{where} lacks {key!r}")
+    return item
+
+
+def _list(item: Any, where: str) -> list[Any]:
+    if not isinstance(item, list):
+        raise ClaimError(f"{where} must be a list, not {item!r}")
     return item
 
 

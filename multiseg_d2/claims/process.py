@@ -71,7 +71,7 @@ def _scores(report: Path) -> dict[str, Any]:
     """What the evaluation wrote, by catalog entry, and the means of all as ``"mean"``."""
     if not report.is_file():
         raise RunError(f"the run ended without {report}: is DATASETS.TEST empty?")
-    content = read_json(report, RunError)
+    content = read_json(report, RunError, keys=("datasets", "mean"))
     return {**content["datasets"], "mean": content["mean"]}
 
 

@@ -19,6 +19,7 @@ from .claim import ClaimError
 __all__ = ["FinishedRun", "find_record", "read_failure", "write_failure", "write_record"]
 
 _RECORD, _FAILURE = "claims_result.json", "claims_failure.json"
+_KEYS = ("key", "source", "results", "seconds", "finished")
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,14 @@ class FinishedRun:
 
 
 def find_record(folder: Path, key: str, source: str, any_source: bool) -> FinishedRun | None:
-    """The finished run with this key: by this version of the package or, with ``any_source``, else the newest."""
+    """The finished run with this key: by this version of the package or, with ``any_source``, else the newest.
+
+    Raises:
+        ClaimError: a record is damaged; without it the run is repeated.
+    """
     found = []
     for path in folder.glob(f"*-{key[:10]}-*/{_RECORD}"):
-        content = read_json(path, ClaimError, finite=False)
+        content = read_json(path, ClaimError, finite=False, keys=_KEYS)
         if content["key"] == key and (any_source or content["source"] == source):
             found.append((content["source"] == source, content["finished"], path.parent, content))
     if not found:
@@ -74,4 +79,4 @@ def write_failure(folder: Path, message: str) -> None:
 def read_failure(folder: Path) -> str | None:
     """Why the run in this folder failed last time, None if it did not."""
     path = folder / _FAILURE
-    return read_json(path, ClaimError)["message"] if path.is_file() else None
+    return str(read_json(path, ClaimError, keys=("message",))["message"]) if path.is_file() else None

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -30,7 +32,7 @@ CACHE_VARIABLE = "MULTISEG_CACHE"
 #: The role of images, which are kept in RGB order; that of a label map is its encoding.
 IMAGE = "image"
 _PAGE = 4096
-_FORMAT = 1
+_FORMAT = 2
 _HEADER_FIELDS = [field.name for field in fields(EncodedFile) if field.name not in ("path", "data", "pixels")]
 
 
@@ -71,6 +73,8 @@ class PixelCache:
                 f"this dataset again, or remove them (datasets/cache.py --remove), or unset {CACHE_VARIABLE}."
             )
         try:
+            if os.path.getsize(place) != _PAGE + np.dtype(record["dtype"]).itemsize * math.prod(record["shape"]):
+                raise ValueError("it was cut, or has grown")
             pixels = np.memmap(place, record["dtype"], "r", _PAGE, tuple(record["shape"]))
         except (OSError, ValueError) as problem:
             raise BadFileError(f"{place}: the pixels of {path} cannot be read ({problem}). Remove it.") from problem
@@ -103,7 +107,7 @@ class PixelCache:
         record |= {"mtime_ns": stat.st_mtime_ns, "sha256": hashlib.sha256(file.data).hexdigest()}
         record |= {"shape": pixels.shape, "dtype": pixels.dtype.str}
         record["header"] = {name: getattr(file, name) for name in _HEADER_FIELDS}
-        page = json.dumps(record).encode().ljust(_PAGE)
+        page = json.dumps({**record, "crc32": _crc32(record)}).encode().ljust(_PAGE)
         if len(page) > _PAGE:
             raise BadFileError(f"{path}: this path is too long for the cache.")
         write_atomically(place, page + pixels.tobytes(), needed=_PAGE + pixels.nbytes)
@@ -142,11 +146,18 @@ def _record(place: Path) -> dict[str, Any] | None:
     """What the first page of a file of the cache says."""
     try:
         with open(place, "rb") as file:
-            return parse_json(file.read(_PAGE), str(place))
+            record = parse_json(file.read(_PAGE), str(place))
+        if record["format"] == _FORMAT and record.pop("crc32") != _crc32(record):
+            raise ValueError("its first page has changed")
+        return record
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as problem:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
         raise BadFileError(f"{place}: no file of decoded pixels ({problem}). Remove it.") from problem
+
+
+def _crc32(record: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(record).encode())
 
 
 def _difference(record: dict[str, Any], path: str) -> str:

@@ -267,6 +267,7 @@ def decode_color(file: EncodedFile, order: str = "BGR", rows: int | None = None)
         raise ConfigError(f"INPUT.FORMAT is {order!r}: only 'BGR' and 'RGB' are known.")
     if file.pixels is not None:
         return file.pixels if order == "RGB" else file.pixels[..., ::-1]
+    _check_sums(file)
     if file.kind == "JPEG" and file.mode != "CMYK" and simplejpeg is not None:
         try:
             return _turned(simplejpeg.decode_jpeg(file.data, order), file)
@@ -307,6 +308,7 @@ def decode_index(file: EncodedFile, rows: int | None = None) -> np.ndarray:
         BadFileError: broken file, lossy format, or several channels: which of them is the id is not guessed.
     """
     refuse_damaged(file)
+    _check_sums(file)
     if file.mode == "1":
         pixels = _pillow(file, rows).astype(np.uint8)
     elif file.mode in ("L", "P"):
@@ -348,6 +350,7 @@ def decode_first_channel(file: EncodedFile) -> np.ndarray:
             f"{file.path}: the spec says 'encoding: first_channel' (16-bit RGB PNG, the id in the red channel), but "
             f"this is {file.describe()}. Take the file as downloaded: a copy saved with 8 bits has lost its ids."
         )
+    _check_sums(file)
     pixels = cv2.imdecode(np.frombuffer(file.data, np.uint8), cv2.IMREAD_UNCHANGED)  # Pillow would cut to 8 bits
     if pixels is None or pixels.shape[:2] != Image.open(io.BytesIO(file.data)).size[::-1]:
         raise BadFileError(f"{file.path}: broken or truncated {file.kind} file.")
@@ -360,7 +363,7 @@ def _is_16_bit_grey(file: EncodedFile) -> bool:
 
 def _spng(file: EncodedFile, mode: str, rows: int | None) -> np.ndarray | None:
     """Pixels of a PNG of 8 bits as ``"RGB"`` or ``"L"``; None where others must do it, or say what is wrong."""
-    if pyspng is None or file.kind != "PNG" or file.depth != 8 or not _checksums_hold(file.data):
+    if pyspng is None or file.kind != "PNG" or file.depth != 8:
         return None
     try:
         return pyspng.load(_upper_part(file, rows), mode)
@@ -368,17 +371,23 @@ def _spng(file: EncodedFile, mode: str, rows: int | None) -> np.ndarray | None:
         return None
 
 
-def _checksums_hold(data: bytes) -> bool:
-    """Whether all chunks of a PNG are as they were written: pyspng does not look at the last checksum that it needs."""
-    view, start = memoryview(data), 8
-    while start + 12 <= len(data):
+def _check_sums(file: EncodedFile) -> None:
+    """Compares the checksums of a PNG's parts: no decoder does so for all, and changed bytes may give other pixels.
+
+    Raises:
+        BadFileError: one does not hold, or the end is missing.
+    """
+    if file.kind != "PNG":
+        return
+    view, start = memoryview(file.data), 8
+    while start + 12 <= len(view):
         end = start + 8 + int.from_bytes(view[start : start + 4], "big")
         if zlib.crc32(view[start + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
-            return False
+            raise BadFileError(f"{file.path}: broken or truncated PNG file (the bytes from {start} on have changed).")
         if view[start + 4 : start + 8] == b"IEND":
-            return True
+            return
         start = end + 4
-    return False
+    raise BadFileError(f"{file.path}: broken or truncated PNG file (its end is missing).")
 
 
 def _opencv(file: EncodedFile, order: str) -> np.ndarray:

@@ -73,7 +73,8 @@ def pair_files(split: SplitSpec, root: str) -> Pairing:
         for kind, patterns, files in (("images", split.images, images), ("labels", split.labels, labels)):
             if patterns and len(files) < len(ids):
                 missing = [i for i in ids if i not in files]
-                raise DatasetFilesError(f"{split.entry}: no {kind} for {some(missing)}{place(patterns, root)}")
+                listed = f", listed in {split.ids}" if isinstance(split.ids, str) else ""
+                raise DatasetFilesError(f"{split.entry}: no {kind} for {some(missing)}{listed}{place(patterns, root)}")
     if not images:
         raise DatasetFilesError(
             f"{split.entry}: no image found{place(split.images, root)}{_example(split.images, root)}"
@@ -168,6 +169,8 @@ def _listed_ids(split: SplitSpec, root: str) -> list[str]:
                 f"{split.entry}: the list of ids {problem}. Some lists are written by a script in datasets/, see "
                 "datasets/README.md."
             ) from problem
+    if not ids:
+        raise DatasetFilesError(f"{split.entry}: {source} lists no ids")
     ids = [composed(image_id) for image_id in ids]
     doubled = sorted(i for i, n in Counter(ids).items() if n > 1)
     if doubled:

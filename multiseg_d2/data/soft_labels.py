@@ -13,12 +13,12 @@ M is often 2 or 3: what a network gives the other classes is rounding. M = C kee
 from __future__ import annotations
 
 import io
-import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from ..array_file import read_arrays
 from ..atomic_file import write_atomically
 from ..label_space import IGNORE
 from .augment import CropWindow, RotatedWindow
@@ -135,11 +135,10 @@ def read_soft_label(path: str, height: int, width: int, num_classes: int = 0) ->
         BadFileError: missing, broken, not of this form, or of another label space.
         SizeMismatchError: of another size than the image.
     """
+    arrays = read_arrays(path, BadFileError)
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
         soft = SoftLabel(int(arrays["num_classes"]), arrays["class_ids"], arrays["shares"], arrays.get("confidence"))
-    except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as problem:
+    except (KeyError, ValueError, TypeError) as problem:
         raise BadFileError(f"{path}: no readable file of soft labels ({problem}).") from problem
     problem = _form_problem(soft)
     if problem:

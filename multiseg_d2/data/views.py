@@ -128,12 +128,12 @@ def write_view_lists(folder: str | os.PathLike, images: Mapping[str, Sequence[st
         resumed: the run goes on, so that a view that stands for other images than before is an error.
 
     Raises:
-        DatasetFilesError: a view has changed since the run began.
+        DatasetFilesError: a view has changed since the run began, or the file is damaged.
     """
     if not images:
         return
     path = Path(folder) / _LISTS
-    known: dict[str, list[str]] = read_json(path, DatasetFilesError) if path.is_file() else {}
+    known: dict[str, list[str]] = read_json(path, DatasetFilesError, keys=()) if path.is_file() else {}
     changed = [name for name, ids in images.items() if resumed and known.get(name, list(ids)) != list(ids)]
     if changed:
         raise DatasetFilesError(

@@ -119,7 +119,7 @@ class BestWeightsHook(HookBase):
         """A resumed run goes on with what was best before."""
         record = Path(self.trainer.cfg.OUTPUT_DIR, "weights", "best.json")
         if self.trainer.start_iter > 0 and record.is_file():
-            content = read_json(record, CheckpointError)
+            content = read_json(record, CheckpointError, keys=("metric", "value"))
             self._best = content["value"] if content["metric"] == self.metric else None
         self._best = comm.all_gather(self._best)[0]
 

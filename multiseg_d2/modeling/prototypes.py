@@ -17,6 +17,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import Tensor
 
+from ..array_file import read_arrays
 from ..atomic_file import write_atomically
 from ..label_space import IGNORE
 from ..user_error import ConfigError
@@ -63,12 +64,18 @@ class Prototypes:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Prototypes:
-        """Reads what :meth:`save` wrote."""
-        with np.load(path, allow_pickle=False) as file:
-            found = {key: file[key] for key in file.files}
+        """Reads what :meth:`save` wrote.
+
+        Raises:
+            ValueError: the file is not one of those, or is damaged.
+        """
+        found = read_arrays(path, ConfigError)
         classes = {k.removeprefix("classes_"): tuple(v.tolist()) for k, v in found.items() if k.startswith("classes_")}
-        vectors = {dataset: found[f"vectors_{dataset}"] for dataset in classes}
-        return cls(classes, vectors, found["projection"], found["centre"])
+        try:
+            vectors = {dataset: found[f"vectors_{dataset}"] for dataset in classes}
+            return cls(classes, vectors, found["projection"], found["centre"])
+        except KeyError as missing:
+            raise ConfigError(f"{path} does not hold prototypes: {missing}") from None
 
 
 @dataclass(frozen=True)

@@ -139,7 +139,7 @@ def test_what_is_out_of_date_is_refused_until_it_is_built_again(build, tmp_path,
     elif change == "gone":
         label.unlink()
     else:
-        monkeypatch.setattr(cache_module, "_FORMAT", 2)
+        monkeypatch.setattr(cache_module, "_FORMAT", 99)
     with pytest.raises(BadFileError, match=r"a\.png: its decoded pixels .* out of date: .*datasets/cache\.py"):
         read_local_label(record)
     if change != "gone":

@@ -105,15 +105,10 @@ class PseudoLabels:
         """What is known of the labels; None where there are no whole ones.
 
         Raises:
-            PseudoLabelError: the manifest is no JSON.
+            PseudoLabelError: the manifest is damaged.
         """
         path = self.folder / _MANIFEST
-        if not path.is_file():
-            return None
-        try:
-            return read_json(path, finite=False)
-        except ValueError as problem:
-            raise PseudoLabelError(f"{problem}; remove {self.folder} to label anew") from None
+        return read_json(path, PseudoLabelError, False, ("weights", "settings", "files")) if path.is_file() else None
 
     def check_files(self) -> None:
         """Compares every file with its hash in the manifest.

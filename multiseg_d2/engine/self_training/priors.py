@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...array_file import read_arrays
 from ...atomic_file import write_atomically
 from ...data.labels import read_local_label
 from ...label_space import LabelSpace
@@ -98,9 +99,9 @@ def load_prior(path: str | Path, space: LabelSpace) -> Tensor:
     if not path:
         raise ConfigError(NO_PRIOR)
     try:
-        with np.load(path, allow_pickle=False) as file:
-            prior, classes = file["prior"], file["classes"].tolist()
-    except (OSError, KeyError, ValueError) as problem:
+        arrays = read_arrays(path)
+        prior, classes = arrays["prior"], arrays["classes"].tolist()
+    except (KeyError, ValueError) as problem:
         raise ConfigError(f"SELF_TRAINING.PRIOR: {path} is no file of a spatial prior ({problem})") from None
     if classes != list(space.classes):
         raise ConfigError(
