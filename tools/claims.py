@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv[:cut])
     out = Console()
     try:
-        claim = load_claim(args.claim)
+        claim = load_claim(args.claim, args.quick)
         jobs = plan(claim, args.output / "runs", args.seeds, args.only, args.any_source)
         if args.dry_run:
             _print_plan(jobs, out)
@@ -64,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("claim", type=Path, help="claims file (YAML)")
+    parser.add_argument("--quick", action="store_true", help="the shorter version that the file has of its table")
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of those in the file")
     parser.add_argument("--only", nargs="+", default=(), metavar="ROW", help="labels of the rows to run")
     parser.add_argument("--output", type=Path, default=Path("output/claims"), help="runs and tables; %(default)s")

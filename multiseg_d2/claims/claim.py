@@ -10,6 +10,7 @@
       - {label: BDD val, dataset: bdd100k_val, metric: official.mIoU}
       - {label: CS test}                      # without a dataset: published only, its labels are hidden
       - {label: mean, metric: mean.mIoU}      # or mean.harmonic_mIoU, mean.seen.mIoU, mean.unseen.nameable_mIoU, ...
+      - {label: s/step, metric: cost.seconds} # of one processor; or cost.parameters (in millions)
     rows:
       - label: CDCL                           # one run fills all columns
         config: ../../configs/cdcl/cs_bdd_r18.yaml
@@ -33,6 +34,19 @@
       - {label: SegNet, published: {CS val: 56.1}}     # published only
 
 Paths are relative to the claims file. Rows that begin with the same phase share its run.
+
+A table whose columns are variants of its rows says so in the columns; a row of such a table may name those it fills::
+
+    columns:
+      - {label: shared norm, metric: mean.mIoU, overrides: {MODEL.DATASET_NORM.ENABLED: false}}
+      - {label: norm per dataset, metric: mean.mIoU, overrides: {MODEL.DATASET_NORM.ENABLED: true}}
+    rows:
+      - {label: 200 steps, config: ../../configs/a.yaml}
+      - {label: 600 steps, config: ../../configs/a.yaml, overrides: {SOLVER.MAX_ITER: 600}, columns: [shared norm]}
+
+A shorter version of the table, under the name ``<file>_quick``::
+
+    quick: {seeds: [0], rows: [CDCL, Single], overrides: {SOLVER.MAX_ITER: 100}}   # each may be left out
 """
 
 from __future__ import annotations
@@ -58,12 +72,14 @@ class ClaimError(UserError, ValueError):
 class Column:
     """One number per row: a metric of a catalog entry, or of the means over all of them.
 
-    ``dataset`` "mean": the means; "": published only (a hidden test set).
+    ``dataset`` "mean": the means; "cost": of the run itself; "": published only (a hidden test set). ``overrides``: of
+    the runs that fill it.
     """
 
     label: str
     dataset: str
     metric: str = DEFAULT_METRIC
+    overrides: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -114,49 +130,66 @@ class Claim:
         return next(column for column in self.columns if column.label == label)
 
 
-def load_claim(path: str | Path) -> Claim:
+def load_claim(path: str | Path, quick: bool = False) -> Claim:
     """Reads a claims file, see the module's text.
+
+    Args:
+        path: the file.
+        quick: its shorter version.
 
     Raises:
         ClaimError: naming the file and the place.
     """
     path = Path(path)
     content = _mapping(read_yaml(path, ClaimError), f"{path}", _CLAIM_KEYS, ("title", "columns", "rows"))
+    short = _quick(content, f"{path}: quick") if "quick" in content or quick else {}
     metric = content.get("metric", DEFAULT_METRIC)
     given = {key: enumerate(_list(content[key], f"{path}: {key}")) for key in ("columns", "rows")}
     columns = tuple(_column(item, f"{path}: columns[{i}]", metric) for i, item in given["columns"])
     _unique([c.label for c in columns], f"{path}: columns")
     common = _overrides(content.get("overrides"), f"{path}: overrides")
-    reader = _RowReader(path, tuple(column.label for column in columns), common)
+    last = _overrides(short.get("overrides"), f"{path}: quick: overrides") if quick else ()
+    reader = _RowReader(path, columns, common, last)
     rows = tuple(reader.row(item, f"{path}: rows[{i}]") for i, item in given["rows"])
     _unique([row.label for row in rows], f"{path}: rows")
-    seeds = content.get("seeds", [0])
+    labels = [row.label for row in rows]
+    for label in _list(short.get("rows", []), f"{path}: quick: rows"):
+        if label not in labels:
+            raise ClaimError(f"{path}: quick: rows: there is no row {label!r}{did_you_mean(label, labels)}")
+    if quick and "rows" in short:
+        rows = tuple(row for row in rows if row.label in short["rows"])
+    seeds = (short if quick and "seeds" in short else content).get("seeds", [0])
     if not isinstance(seeds, list) or not seeds or not all(type(s) is int and s >= 0 for s in seeds):
         raise ClaimError(f"{path}: seeds must be a list of numbers from 0 on, not {seeds!r}")
     texts = {key: str(content.get(key, "")) for key in ("source", "note")}
-    return Claim(path.stem, str(content["title"]), columns, rows, tuple(dict.fromkeys(seeds)), **texts)
+    name = f"{path.stem}_quick" if quick else path.stem
+    return Claim(name, str(content["title"]), columns, rows, tuple(dict.fromkeys(seeds)), **texts)
 
 
-_CLAIM_KEYS = ("title", "source", "note", "seeds", "metric", "overrides", "columns", "rows")
+_CLAIM_KEYS = ("title", "source", "note", "seeds", "metric", "overrides", "columns", "rows", "quick")
+_COLUMN_KEYS = ("label", "dataset", "metric", "overrides")
+_QUICK_KEYS = ("seeds", "rows", "overrides")
 _PHASE_KEYS = ("config", "overrides", "eval_only", "weights_as")
 _RUN_KEYS = (*_PHASE_KEYS, "phases", "columns")
-_ROW_KEYS = ("label", *_PHASE_KEYS, "phases", "runs", "published", "note")
+_ROW_KEYS = ("label", *_PHASE_KEYS, "phases", "columns", "runs", "published", "note")
 
 
 class _RowReader:
     """Reads rows; knows what all of them share."""
 
-    def __init__(self, path: Path, labels: tuple[str, ...], common: tuple[str, ...]) -> None:
-        self.folder, self.labels, self.common = path.parent, labels, common
+    def __init__(self, path: Path, columns: tuple[Column, ...], common: tuple[str, ...], last: tuple[str, ...]) -> None:
+        self.folder, self.columns, self.common, self.last = path.parent, columns, common, last
+        self.labels = tuple(column.label for column in columns)
 
     def row(self, item: Any, where: str) -> Row:
         item = _mapping(item, where, _ROW_KEYS, ("label",))
         where = f"{where} ({item['label']})"
         if "runs" in item:
             _only_one(item, ("runs", "config", "phases"), where)
-            runs = tuple(self._run(run, f"{where}: runs[{i}]") for i, run in enumerate(_list(item["runs"], where)))
+            listed = enumerate(_list(item["runs"], where))
+            runs = tuple(r for i, run in listed for r in self._runs(run, f"{where}: runs[{i}]"))
         elif "config" in item or "phases" in item:
-            runs = (Run(self._phases(item, where), self.labels),)
+            runs = self._runs({key: item[key] for key in _RUN_KEYS if key in item}, where)
         else:
             runs = ()
         filled = [label for run in runs for label in run.columns]
@@ -166,31 +199,35 @@ class _RowReader:
             raise ClaimError(f"{where} has neither a config nor published numbers")
         return Row(str(item["label"]), runs, published, str(item.get("note", "")))
 
-    def _run(self, item: Any, where: str) -> Run:
+    def _runs(self, item: Any, where: str) -> tuple[Run, ...]:
+        """One run for all columns that want the same overrides."""
         item = _mapping(item, where, _RUN_KEYS)
-        columns = tuple(_list(item.get("columns", list(self.labels)), f"{where}: columns"))
-        for label in columns:
+        wanted = tuple(_list(item.get("columns", list(self.labels)), f"{where}: columns"))
+        for label in wanted:
             self._check_label(label, where)
-        return Run(self._phases(item, where), columns)
+        groups: dict[tuple[str, ...], list[str]] = {}
+        for column in self.columns:
+            if column.label in wanted:
+                groups.setdefault(column.overrides, []).append(column.label)
+        return tuple(Run(self._phases(item, own, where), tuple(labels)) for own, labels in groups.items())
 
-    def _phases(self, item: Mapping[str, Any], where: str) -> tuple[Phase, ...]:
+    def _phases(self, item: Mapping[str, Any], column: tuple[str, ...], where: str) -> tuple[Phase, ...]:
         _only_one(item, ("config", "phases"), where)
         if "config" in item:
-            return (self._phase({k: v for k, v in item.items() if k in _PHASE_KEYS}, where),)
+            return (self._phase({k: v for k, v in item.items() if k in _PHASE_KEYS}, column, where),)
         if not item.get("phases"):
             raise ClaimError(f"{where} needs `config` or `phases`")
-        return tuple(
-            self._phase(phase, f"{where}: phases[{i}]") for i, phase in enumerate(_list(item["phases"], where))
-        )
+        listed = enumerate(_list(item["phases"], where))
+        return tuple(self._phase(phase, column, f"{where}: phases[{i}]") for i, phase in listed)
 
-    def _phase(self, item: Any, where: str) -> Phase:
+    def _phase(self, item: Any, column: tuple[str, ...], where: str) -> Phase:
         item = _mapping(item, where, _PHASE_KEYS, ("config",))
         if not isinstance(item["config"], str):
             raise ClaimError(f"{where}: config is the path of a file, not {item['config']!r}")
         config = (self.folder / item["config"]).resolve()
         if not config.is_file():
             raise ClaimError(f"{where}: there is no config {config}")
-        overrides = self.common + _overrides(item.get("overrides"), where)
+        overrides = self.common + _overrides(item.get("overrides"), where) + column + self.last
         keys = item.get("weights_as", "MODEL.WEIGHTS")
         keys = tuple(_list([keys] if isinstance(keys, str) else keys, f"{where}: weights_as"))
         return Phase(config, overrides, bool(item.get("eval_only", False)), keys)
@@ -210,11 +247,17 @@ class _RowReader:
 
 
 def _column(item: Any, where: str, metric: str) -> Column:
-    item = _mapping(item, where, ("label", "dataset", "metric"), ("label",))
+    item = _mapping(item, where, _COLUMN_KEYS, ("label",))
     dataset, metric = str(item.get("dataset", "")), str(item.get("metric", metric))
-    if metric.startswith("mean.") and not dataset:
+    if metric.startswith(("mean.", "cost.")) and not dataset:
         dataset, metric = metric.split(".", 1)
-    return Column(str(item["label"]), dataset, metric)
+    return Column(str(item["label"]), dataset, metric, _overrides(item.get("overrides"), f"{where}: overrides"))
+
+
+def _quick(content: Mapping[str, Any], where: str) -> dict[str, Any]:
+    if "quick" not in content:
+        raise ClaimError(f"{where}: the file has no shorter version")
+    return _mapping(content["quick"], where, _QUICK_KEYS)
 
 
 def _mapping(item: Any, where: str, known: Sequence[str], needed: Sequence[str] = ()) -> dict[str, Any]:

@@ -121,7 +121,7 @@ def _title(row: Row, run: Run, number: int, seed: int) -> str:
 def _check_columns(claim: Claim, row: Row, run: Run, identity: PhaseIdentity) -> None:
     for label in run.columns:
         dataset = claim.column(label).dataset
-        if dataset not in ("", "mean", *identity.tested):
+        if dataset not in ("", "mean", "cost", *identity.tested):
             raise ClaimError(
                 f"{claim.name}: column {label!r} of row {row.label!r} is measured on {dataset}, but "
                 f"{run.phases[-1].config.name} tests {list(identity.tested)} (DATASETS.TEST). Give the run the "

@@ -11,12 +11,15 @@ __all__ = ["to_png"]
 
 
 def to_png(table: Table) -> bytes:
-    """Bars of means with standard deviations, one group per column; dots are seeds, short lines published numbers."""
+    """Bars of means with standard deviations, one group per column; dots are seeds, short lines published numbers.
+
+    What a run took is not a score, and left out.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     rows = [row.label for row in table.claim.rows]
-    columns = [column.label for column in table.claim.columns]
+    columns = [column.label for column in table.claim.columns if column.dataset != "cost"]
     figure = Figure(figsize=(2 + max(1.0, 0.35 * len(rows)) * len(columns), 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes, width = figure.add_subplot(), 0.8 / len(rows)
@@ -30,7 +33,12 @@ def to_png(table: Table) -> bytes:
             axes.plot([place] * len(cell.values), list(cell.values.values()), "k.", markersize=4)
             if cell.published is not None:
                 axes.hlines(cell.published, place - width / 2, place + width / 2, colors="k", linestyles="dashed")
-    shown = [v for c in table.cells.values() for v in (*c.values.values(), *filter(None, [c.published]))]
+    shown = [
+        v
+        for (_, column), c in table.cells.items()
+        if column in columns
+        for v in (*c.values.values(), *filter(None, [c.published]))
+    ]
     if shown:  # a difference of one point shall be seen
         low, high = min(shown), max(shown)
         axes.set_ylim(max(0.0, low - 0.3 * (high - low) - 1), high + 0.15 * (high - low) + 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -10,8 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.file import read_checkpoint
 from ..json_file import parse_json, read_json
-from .jobs import Job
+from .jobs import WEIGHTS_NAME, Job
 
 __all__ = ["RunError", "RunStoppedError", "SubprocessRunner"]
 
@@ -46,7 +48,7 @@ class SubprocessRunner:
             on_step: told the number of steps done, about every second.
 
         Returns:
-            Scores by catalog entry.
+            Scores by catalog entry, those of all as ``"mean"``, and what the run took as ``"cost"``.
 
         Raises:
             RunError: the script failed.
@@ -64,7 +66,7 @@ class SubprocessRunner:
             raise RunStoppedError(f"{job.title} was stopped; the same command resumes it")
         if code:
             raise RunError(f"exit code {code}; the end of {log}:\n{_tail(log)}")
-        return _scores(job.folder / "inference" / "report.json")
+        return {**_scores(job.folder / "inference" / "report.json"), "cost": _cost(job.folder)}
 
 
 def _scores(report: Path) -> dict[str, Any]:
@@ -73,6 +75,26 @@ def _scores(report: Path) -> dict[str, Any]:
         raise RunError(f"the run ended without {report}: is DATASETS.TEST empty?")
     content = read_json(report, RunError, keys=("datasets", "mean"))
     return {**content["datasets"], "mean": content["mean"]}
+
+
+def _cost(folder: Path) -> dict[str, float | None]:
+    """What a run took: processor seconds of a step (median), and millions of parameters; None where nothing trained."""
+    metrics, weights = folder / "metrics.json", folder / WEIGHTS_NAME
+    lines = metrics.read_text().splitlines() if metrics.is_file() else []
+    seconds = [number for line in lines if (number := _number(line, "processor_seconds")) is not None]
+    parameters = None
+    if weights.is_file():
+        content = read_checkpoint(weights)
+        names = [name for group in content["trainer"]["optimizer"]["param_groups"] for name in group["names"]]
+        parameters = sum(content["model"][name].numel() for name in names) / 1e6
+    return {"seconds": statistics.median(seconds) if seconds else None, "parameters": parameters}
+
+
+def _number(line: str, key: str) -> float | None:
+    try:
+        return float(parse_json(line, "metrics.json", finite=False)[key])
+    except (ValueError, KeyError, TypeError):
+        return None  # a line that was cut off, or of an evaluation
 
 
 def _wait(process: subprocess.Popen, poll: Callable[[], None]) -> int:

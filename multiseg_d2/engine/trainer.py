@@ -28,7 +28,15 @@ from ..data.mapper import Centre, TrainMapper
 from ..evaluation import build_evaluator, with_means, write_report
 from .dataset_pass import PassLoader, run_over
 from .ema import EMAHook
-from .hooks import BestWeightsHook, CheckpointHook, EvaluationHook, LearningRateHook, StopHook, in_order
+from .hooks import (
+    BestWeightsHook,
+    CheckpointHook,
+    EvaluationHook,
+    LearningRateHook,
+    ProcessorTimeHook,
+    StopHook,
+    in_order,
+)
 from .preview import PreviewHook
 from .ranks import broadcast, draw_seed, seed_step, unwrapped, wrap_model
 from .self_training import self_training_hooks
@@ -156,8 +164,8 @@ class Trainer(DefaultTrainer):
         """The run's own hooks; their order is :meth:`register_hooks`' business."""
         checkpoints = CheckpointHook(self.cfg.SOLVER.CHECKPOINT_PERIOD)
         evaluate = EvaluationHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate, checkpoints)
-        built = [hooks.IterationTimer(), LearningRateHook(), self.ema, *self_training_hooks(self.cfg)]
-        built += [checkpoints, evaluate]
+        built = [hooks.IterationTimer(), ProcessorTimeHook(), LearningRateHook(), self.ema]
+        built += [*self_training_hooks(self.cfg), checkpoints, evaluate]
         if self.cfg.TEST.BEST_METRIC:
             built.append(BestWeightsHook(self.cfg.TEST.BEST_METRIC))
         if comm.is_main_process():

@@ -42,6 +42,9 @@ def write_claim(folder, **changes):
         ({"rows": [{"label": "x", "config": "a.yaml", "overrides": ["A", 1]}]}, "overrides are a mapping"),
         ({"columns": [{"dataset": "toy_day_val"}]}, "lacks 'label'"),
         ({"title": ""}, "lacks 'title'"),
+        ({"quick": {"rows": ["jiont"]}}, "quick: rows: there is no row 'jiont'.*'joint'"),
+        ({"quick": {"seed": [1]}}, "quick: there is no key 'seed'.*'seeds'"),
+        ({"rows": [{"label": "x", "config": "a.yaml", "columns": ["dya"]}]}, "no column 'dya'.*'day'"),
     ],
 )
 def test_mistakes_are_named(folder, changes, message):
@@ -56,6 +59,48 @@ def test_mistakes_are_named(folder, changes, message):
 def test_configs_that_cannot_be_resolved_are_named_before_anything_is_run(folder, overrides):
     with pytest.raises(ClaimError, match="a.yaml"):
         plan(write_claim(folder, overrides=overrides), folder)
+
+
+def test_columns_that_are_variants_of_the_rows(folder):
+    """Each row is run once per variant; columns of the same variant share the run."""
+    columns = [
+        {"label": "day", "dataset": "toy_day_val", "overrides": {"SOLVER.BASE_LR": 0.1}},
+        {"label": "mean", "metric": "mean.mIoU", "overrides": {"SOLVER.BASE_LR": 0.1}},
+        {"label": "slow", "metric": "mean.mIoU", "overrides": {"SOLVER.BASE_LR": 0.01}},
+    ]
+    rows = [
+        {"label": "short", "config": "a.yaml"},
+        {"label": "long", "config": "a.yaml", "overrides": {"SOLVER.MAX_ITER": 9}, "columns": ["slow"]},
+    ]
+    claim = write_claim(folder, columns=columns, rows=rows)
+    found = [(row.label, run.columns, run.phases[0].overrides) for row in claim.rows for run in row.runs]
+    assert found == [
+        ("short", ("day", "mean"), ("SOLVER.BASE_LR", "0.1")),
+        ("short", ("slow",), ("SOLVER.BASE_LR", "0.01")),
+        ("long", ("slow",), ("SOLVER.MAX_ITER", "9", "SOLVER.BASE_LR", "0.01")),
+    ]
+    assert [(job.seed, job.cells) for job in plan(claim, folder)] == [
+        (0, (("short", ("day", "mean")),)),
+        (0, (("short", ("slow",)),)),
+        (0, (("long", ("slow",)),)),
+    ]
+
+
+def test_the_shorter_version_of_a_table(folder):
+    quick = {"seeds": [3], "rows": ["fast"], "overrides": {"SOLVER.MAX_ITER": 2}}
+    rows = [
+        {"label": "slow", "config": "a.yaml"},
+        {"label": "fast", "config": "a.yaml", "overrides": {"SOLVER.MAX_ITER": 50}},
+    ]
+    whole = write_claim(folder, rows=rows, quick=quick, seeds=[0, 1])
+    assert (whole.name, whole.seeds, len(whole.rows)) == ("toy", (0, 1), 2)
+    short = load_claim(folder / "toy.yaml", quick=True)
+    assert (short.name, short.seeds, [row.label for row in short.rows]) == ("toy_quick", (3,), ["fast"])
+    (job,) = plan(short, folder)
+    assert job.identity.steps == 2 and job.seed == 3
+    write_claim(folder)
+    with pytest.raises(ClaimError, match="the file has no shorter version"):
+        load_claim(folder / "toy.yaml", quick=True)
 
 
 def test_block_of_the_readme(tmp_path):

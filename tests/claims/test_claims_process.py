@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 import yaml
 
 import multiseg_d2
+from multiseg_d2.checkpoint.file import read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -141,6 +143,8 @@ def test_real_runs_of_a_tiny_network(tool, tmp_path, monkeypatch, capsys):
         "columns": [
             {"label": "a", "dataset": "tiny_a_val"},
             {"label": "dark", "dataset": "tiny_a_val", "metric": "IoU.dark"},
+            {"label": "s/step", "metric": "cost.seconds"},
+            {"label": "M", "metric": "cost.parameters"},
         ],
         "rows": [
             {"label": "once", "config": "tiny.yaml"},
@@ -154,7 +158,13 @@ def test_real_runs_of_a_tiny_network(tool, tmp_path, monkeypatch, capsys):
     arguments = [str(tmp_path / "tiny_claim.yaml"), "--output", str(tmp_path / "out"), "--script", str(script)]
     assert tool.main(arguments) == 0, capsys.readouterr()
     shown = capsys.readouterr().out
-    assert len(re.findall(r"\d+\.\d\d ± \d+\.\d\d \(2\)", shown)) == 4
+    assert len(re.findall(r"\d+\.\d\d ± \d+\.\d\d \(2\)", shown)) == 8
+    weights = read_checkpoint(tmp_path.joinpath("out", "runs").rglob("model_final.pth").__next__())
+    trained = [name for group in weights["trainer"]["optimizer"]["param_groups"] for name in group["names"]]
+    millions = sum(weights["model"][name].numel() for name in trained) / 1e6
+    (record, *_) = tmp_path.joinpath("out", "runs").rglob("claims_result.json")
+    cost = json.loads(record.read_text())["results"]["cost"]
+    assert cost["parameters"] == pytest.approx(millions) and 0 < cost["seconds"] < 10
     checkpoints = sorted((tmp_path / "out" / "runs").rglob("model_final.pth"))
     assert len(checkpoints) == 4
     times = [path.stat().st_mtime_ns for path in checkpoints]

@@ -164,7 +164,7 @@ def test_hooks_run_in_an_order_that_does_not_depend_on_when_they_were_added(tiny
     trainer = Extended(tiny_cfg("TEST.BEST_METRIC", "mean/mIoU", "MODEL.EMA_DECAY", "0.9"))
     trainer.register_hooks([Teacher(), None])
     names = [type(hook).__name__ for hook in trainer._hooks]
-    before = ["IterationTimer", "LearningRateHook", "EMAHook", "Late", "Teacher"]
+    before = ["IterationTimer", "ProcessorTimeHook", "LearningRateHook", "EMAHook", "Late", "Teacher"]
     assert names == [
         *before,
         "CheckpointHook",
