@@ -28,6 +28,7 @@ from torch import nn
 from multiseg_d2.atomic_file import write_atomically
 from multiseg_d2.engine import Trainer, argument_parser, load_weights, setup
 from multiseg_d2.engine.dataset_pass import run_over
+from multiseg_d2.engine.unseen import NUM_IMAGES
 from multiseg_d2.modeling.norm.unseen import CHOICES, is_unseen
 from multiseg_d2.user_error import run_script
 
@@ -36,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, or 2 if no dataset of DATASETS.TEST is unseen."""
     parser = argument_parser()
     parser.description, parser.epilog = __doc__, None
+    parser.add_argument("--images", type=int, default=NUM_IMAGES, help="unseen images that are looked at (%(default)s)")
     args = parser.parse_args(argv)
     args.opts, args.eval_only = [*args.opts, *_ANY], True
     cfg = setup(args)
@@ -48,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     choices = [*model.sem_seg_head.datasets, *CHOICES[1:]]
     pairs = [(name, choice) for name in unseen for choice in choices]
     console = Console(stderr=True)
-    rows = [evaluate(cfg, model, *pair) for pair in track(pairs, "evaluating", console=console)]
+    rows = [evaluate(cfg, model, *pair, args.images) for pair in track(pairs, "evaluating", console=console)]
     write_atomically(Path(cfg.OUTPUT_DIR, "unseen.json"), json.dumps(rows, indent=1))
     write_atomically(Path(cfg.OUTPUT_DIR, "unseen.md"), to_markdown(rows))
     out = Console()
@@ -62,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 _ANY = ("MODEL.DATASET_NORM.UNSEEN", "nearest")
 
 
-def evaluate(cfg: CfgNode, model: nn.Module, name: str, choice: str) -> dict[str, Any]:
+def evaluate(cfg: CfgNode, model: nn.Module, name: str, choice: str, images: int = NUM_IMAGES) -> dict[str, Any]:
     """One row: scores of one dataset under one choice."""
     cfg = cfg.clone()
     cfg.defrost()
@@ -70,7 +72,7 @@ def evaluate(cfg: CfgNode, model: nn.Module, name: str, choice: str) -> dict[str
     cfg.OUTPUT_DIR = str(Path(cfg.OUTPUT_DIR, f"unseen_{choice}"))
     evaluator = Trainer.build_evaluator(cfg, name)
     choices: list[Any] = []
-    scores = run_over(cfg, model, name, evaluator, on_ready=choices.append)["sem_seg"]
+    scores = run_over(cfg, model, name, evaluator, on_ready=choices.append, looked_at=images)["sem_seg"]
     (chosen,) = choices
     row = {"dataset": name, "choice": choice, "norm": chosen.norm, "classifier": chosen.classifier}
     classes = len(MetadataCatalog.get(name).label_space.classes)

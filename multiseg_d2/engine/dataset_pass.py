@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -22,7 +23,7 @@ from ..modeling.augmented import build_inference_model
 from ..modeling.norm import UnseenChoice
 from .ranks import broadcast, unwrapped
 from .signals import leave_if_asked
-from .unseen import coverage_of, ready_for
+from .unseen import NUM_IMAGES, coverage_of, ready_for
 
 __all__ = ["PassLoader", "evaluating", "run_over"]
 
@@ -51,6 +52,7 @@ def run_over(
     weights: str = "",
     amp_dtype: torch.dtype | None = None,
     on_ready: Callable[[UnseenChoice | None], object] = lambda _choice: None,
+    looked_at: int = NUM_IMAGES,
 ) -> Any:
     """Shows every image of a catalog entry to a model, and image and scores to an evaluator.
 
@@ -72,6 +74,7 @@ def run_over(
         weights: checkpoint whose weights the model has for this pass; "" = its own.
         amp_dtype: ``torch.bfloat16`` or ``torch.float16`` for autocast; None = full precision.
         on_ready: told, before the first image, what was chosen for a dataset that the model was not trained on.
+        looked_at: number of images by which that is chosen, in passes of their own.
 
     Returns:
         What ``evaluate()`` returns, {} in place of None.
@@ -84,25 +87,49 @@ def run_over(
     if batches is None:
         batches = loader.build_test_loader(cfg, entry, EvaluationMapper(cfg, labels=labels))
     shown = build_inference_model(cfg, plain) if views and not embeddings else plain
-    device_type = next(plain.parameters()).device.type
-    with borrowed_weights(plain, weights), ready_for(cfg, plain, entry) as choice, evaluating(shown), torch.no_grad():
+    score = _in_precision(plain.embed if embeddings else shown, next(plain.parameters()).device.type, amp_dtype)
+    look = partial(_show, _Progress(f"{entry} (statistics of norms)", "groups of images"), plain)
+    with (
+        borrowed_weights(plain, weights),
+        evaluating(shown),
+        torch.no_grad(),
+        ready_for(cfg, plain, entry, look, looked_at) as choice,
+    ):
         on_ready(choice)
         if isinstance(evaluator, MultiDatasetEvaluator):
             evaluator.coverage = coverage_of(plain, entry)
         evaluator.reset()
-        progress = _Progress(entry, len(batches))
-        rest = iter(batches)
-        for start in range(0, max(comm.all_gather(len(batches))), _CHUNK):  # equally often on all processes
-            leave_if_asked()
-            for _ in range(min(_CHUNK, len(batches) - start)):
-                samples = next(rest)
-                with torch.autocast(device_type, dtype=amp_dtype) if amp_dtype else nullcontext():
-                    outputs = plain.embed(samples) if embeddings else shown(samples)
-                evaluator.process(samples, outputs)
-                progress.one_more()
-        leave_if_asked()
+        _show(_Progress(entry), score, batches, evaluator.process)
         results = evaluator.evaluate()
     return {} if results is None else results
+
+
+def _in_precision(model: Callable[[list[Any]], Any], device_type: str, dtype: torch.dtype | None):
+    """The model under autocast, and nothing but the model."""
+
+    def score(samples: list[Any]) -> Any:
+        with torch.autocast(device_type, dtype=dtype) if dtype else nullcontext():
+            return model(samples)
+
+    return score
+
+
+def _show(
+    progress: _Progress,
+    model: Callable[[list[Any]], Any],
+    batches: PassLoader,
+    process: Callable[[list[Any], Any], object] = lambda _samples, _outputs: None,
+) -> None:
+    """Shows this process's lists of samples to a model, with progress, until a signal comes to any process."""
+    progress.begin(len(batches))
+    rest = iter(batches)
+    for start in range(0, max(comm.all_gather(len(batches))), _CHUNK):  # equally often on all processes
+        leave_if_asked()
+        for _ in range(min(_CHUNK, len(batches) - start)):
+            samples = next(rest)
+            process(samples, model(samples))
+            progress.one_more()
+    leave_if_asked()
 
 
 @contextmanager
@@ -120,10 +147,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 class _Progress:
     """Says from time to time how far a pass is, and when it will be done."""
 
-    def __init__(self, entry: str, total: int) -> None:
-        self._entry, self._total, self._done = entry, total, 0
+    def __init__(self, title: str, unit: str = "images") -> None:
+        self._title, self._unit = title, unit
+
+    def begin(self, total: int) -> None:
+        self._total, self._done = total, 0
         self._started = self._told = time.perf_counter()
-        logger.info("%s: %d images%s", entry, total, " on this process" if comm.get_world_size() > 1 else "")
+        where = " on this process" if comm.get_world_size() > 1 else ""
+        logger.info("%s: %d %s%s", self._title, total, self._unit, where)
 
     def one_more(self) -> None:
         self._done += 1
@@ -132,4 +163,6 @@ class _Progress:
             return
         self._told, each = now, (now - self._started) / self._done
         left = timedelta(seconds=int(each * (self._total - self._done)))
-        logger.info("%s: %d of %d, %.3f s per image, ETA %s", self._entry, self._done, self._total, each, left)
+        logger.info(
+            "%s: %d of %d %s, %.3f s each, ETA %s", self._title, self._done, self._total, self._unit, each, left
+        )

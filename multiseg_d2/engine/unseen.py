@@ -12,7 +12,7 @@ from torch import nn
 from ..data.mapper import EvaluationMapper
 from ..evaluation import Coverage
 from ..modeling.heads import registered_heads
-from ..modeling.norm import CHOICES, UnseenChoice, is_unseen, unseen_dataset
+from ..modeling.norm import CHOICES, Show, UnseenChoice, is_unseen, unseen_dataset
 from ..yaml_file import did_you_mean
 
 __all__ = ["NUM_IMAGES", "coverage_of", "ready_for", "unseen_problems"]
@@ -22,13 +22,17 @@ NUM_IMAGES = 16
 
 
 @contextmanager
-def ready_for(cfg: CfgNode, model: nn.Module, entry: str) -> Iterator[UnseenChoice | None]:
+def ready_for(
+    cfg: CfgNode, model: nn.Module, entry: str, show: Show, number: int = NUM_IMAGES
+) -> Iterator[UnseenChoice | None]:
     """Context in which a model can score an entry of the catalog, whether it was trained on its dataset or not.
 
     Args:
         cfg: ``MODEL.DATASET_NORM.UNSEEN`` and ``INPUT`` are used.
         model: a segmentor, not wrapped.
         entry: name in the catalogs; labels are not looked at.
+        show: the pass over images that are looked at, see :func:`.branch_distances`.
+        number: of these images.
 
     Yields:
         What was chosen for an unseen dataset, else None.
@@ -37,9 +41,9 @@ def ready_for(cfg: CfgNode, model: nn.Module, entry: str) -> Iterator[UnseenChoi
     samples = []
     if is_unseen(model, metadata.dataset) and choice in CHOICES[1:]:
         dicts, mapper = DatasetCatalog.get(entry), EvaluationMapper(cfg)
-        number = min(NUM_IMAGES, len(dicts))
+        number = min(number, len(dicts))
         samples = [mapper(dicts[i * len(dicts) // number]) for i in range(number)]
-    with unseen_dataset(model, metadata.dataset, metadata.label_space, choice, samples) as chosen:
+    with unseen_dataset(model, metadata.dataset, metadata.label_space, choice, samples, show) as chosen:
         yield chosen
 
 

@@ -91,6 +91,18 @@ def tiny_train(tiny_argv):
 
 
 @pytest.fixture
+def refused(tiny_argv, capsys):
+    """Runs a tiny run whose config cannot be used, and returns the message."""
+
+    def train(*arguments) -> str:
+        capsys.readouterr()
+        assert tiny_run.run(tiny_argv(*arguments)) == 2
+        return capsys.readouterr().err
+
+    return train
+
+
+@pytest.fixture
 def start(tiny_argv, tmp_path, fork_context):
     """Starts a tiny run in one process or several that meet as torchrun's do."""
     started: list[Started] = []

@@ -93,7 +93,7 @@ def test_progress_says_when_it_will_be_done(tiny_cfg, caplog, monkeypatch):
         run_over(cfg, build_model(cfg), "tiny_a_val", Collector())
     lines = [r.getMessage() for r in caplog.records if r.name.endswith("dataset_pass")]
     assert lines[0] == "tiny_a_val: 5 images" and len(lines) == 6
-    assert lines[3].startswith("tiny_a_val: 3 of 5, ") and "ETA 0:00:00" in lines[5]
+    assert lines[3].startswith("tiny_a_val: 3 of 5 images, ") and "ETA 0:00:00" in lines[5]
 
 
 def test_a_signal_to_one_process_in_an_evaluation_ends_both(start, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,7 @@ def test_a_network_that_predicts_one_class_stops_the_run(tiny_train, monkeypatch
 
 
 @pytest.mark.parametrize("policy", ["class_balanced", "online", "consistency"])
-def test_scored_images_are_found_behind_views_and_links(policy, tiny_root, tiny_train, tmp_path):
+def test_scored_images_are_found_behind_views_and_links(policy, tiny_root, refused, tmp_path):
     (tmp_path / "pictures").symlink_to(tiny_root / "tiny_a" / "val" / "images")
     spec = yaml.safe_load((tiny_root / "tiny_a.yaml").read_text())
     spec |= {
@@ -78,8 +79,7 @@ def test_scored_images_are_found_behind_views_and_links(policy, tiny_root, tiny_
     specs = [str(tiny_root / f"tiny_{k}.yaml") for k in "abc"] + [str(tmp_path / "linked.yaml")]
     keys = ["DATASETS.SPECS", str(specs), "DATASETS.TRAIN", f"('tiny_a_train', 'linked_{policy}_all')"]
     keys += ["DATASETS.TEST", "('tiny_a_val[:2]',)", "SELF_TRAINING.POLICY", policy, "MODEL.EMA_DECAY", "0.9"]
-    with pytest.raises(ValueError, match=r"2 images of the target linked_\w+ are scored in DATASETS.TEST"):
-        tiny_train(*ROUNDS, *keys)
+    assert re.search(r"2 images of the target linked_\w+ are scored in DATASETS.TEST", refused(*ROUNDS, *keys))
 
 
 # ---- what labels mean: unions and hierarchies ----
@@ -154,7 +154,7 @@ def test_a_weak_dataset_with_classes_outside_the_hierarchy(kind, tiny_root, tiny
 # ---- statistics of other models ----
 
 
-def test_relations_of_a_model_without_these_classes_are_refused(tiny_train, tmp_path):
+def test_relations_of_a_model_without_these_classes_are_refused(tiny_train, refused, tmp_path):
     """Of a per-dataset model, which has no classifier for the union, and of another union."""
     relations = [*UNION, *taxonomy(tmp_path, "greys", **GREYS), "MODEL.SEM_SEG_HEAD.LOSS_TYPE", "relational_bce"]
     relations += ["SOLVER.MAX_ITER", "1", "MODEL.SEM_SEG_HEAD.CLASS_STATISTICS"]
@@ -165,5 +165,5 @@ def test_relations_of_a_model_without_these_classes_are_refused(tiny_train, tmp_
     with pytest.raises(CheckpointError, match=r"does not fit the model:\n.*universal"):
         tiny_train(*relations, str(union / "model_final.pth"))
     measured = tiny_train(*UNION, "MODEL.SEM_SEG_HEAD.LOSS_TYPE", "relational_bce", "SOLVER.MAX_ITER", "1", out="five")
-    with pytest.raises(ValueError, match=r"class_responses.npz was measured for .*\n.*low.*\nbut the model has"):
-        tiny_train(*relations, str(measured / "class_responses.npz"))
+    message = refused(*relations, str(measured / "class_responses.npz"))
+    assert re.search(r"class_responses.npz was measured for .*\n.*low.*\nbut the model has", message)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 from pathlib import Path
 
 import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import DatasetEvaluators
 
+from multiseg_d2.data.mapper import EvaluationMapper
 from multiseg_d2.engine import Trainer, load_weights
+from multiseg_d2.engine.dataset_pass import run_over
+from multiseg_d2.modeling.norm import unseen_dataset
 from multiseg_d2.user_error import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,6 +56,37 @@ def test_evaluation_of_an_unseen_dataset(tiny_cfg, tiny_train, arguments, tmp_pa
     results = Trainer.test(cfg, model)
     assert results["tiny_unseen_val"]["sem_seg"]["mIoU"] == pytest.approx(report["mIoU"])
     assert list(model.state_dict()) == keys
+
+
+@pytest.mark.parametrize("number", [16, 3])
+def test_norms_are_measured_in_the_engines_pass(tiny_cfg, arguments, caplog, number):
+    """Statistics equal those of plain forward passes over the same images; progress is told, modes are as before."""
+    cfg = tiny_cfg(*arguments, "MODEL.DATASET_NORM.UNSEEN", "reestimate")
+    model = Trainer.build_model(cfg).train()
+    model.backbone.res4[1].eval()
+    modes, found = [module.training for module in model.modules()], []
+    for _ in range(2):  # branches with statistics of their own, else all distances are equal
+        model(next(iter(Trainer.build_train_loader(cfg))))
+
+    def keep(_choice) -> None:
+        (stand_in,) = model.stand_ins.values()
+        found.extend(copy.deepcopy(branch).state_dict() for branch in stand_in.branches.values())
+
+    with caplog.at_level("INFO"):
+        run_over(cfg, model, "tiny_unseen_val", DatasetEvaluators([]), on_ready=keep, looked_at=number)
+    assert [module.training for module in model.modules()] == modes
+    assert sum("statistics of norms" in record.getMessage() for record in caplog.records) >= 3  # two branches, and own
+
+    model.eval()
+    dicts, mapper = DatasetCatalog.get("tiny_unseen_val"), EvaluationMapper(cfg)
+    count = min(number, len(dicts))
+    samples = [mapper(dicts[i * len(dicts) // count]) for i in range(count)]
+    space = MetadataCatalog.get("tiny_unseen_val").label_space
+    with unseen_dataset(model, "tiny_unseen", space, "reestimate", samples):
+        plain = [branch.state_dict() for branch in model.stand_ins["tiny_unseen"].branches.values()]
+    assert len(found) == len(plain) > 3
+    for one, other in zip(found, plain):
+        assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 def test_the_report_says_what_was_not_trained_on_and_what_cannot_be_named(tiny_train, arguments, unseen_spec):

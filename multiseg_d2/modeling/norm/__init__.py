@@ -12,11 +12,13 @@ from .conversion import (
 )
 from .dataset_norm import DatasetBatchNorm2d, DatasetBranchError
 from .sharing import SHARING, is_per_dataset, sharing_problems, with_plain_norms
+from .statistics import Show
 from .unseen import CHOICES, UnseenChoice, is_unseen, unseen_dataset
 
 __all__ = [
     "CHOICES",
     "SHARING",
+    "Show",
     "DatasetBatchNorm2d",
     "DatasetBranchError",
     "UnseenChoice",

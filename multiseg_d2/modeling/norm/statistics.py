@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -14,7 +14,7 @@ from ...sample import Sample
 from .conversion import dataset_norms
 from .dataset_norm import DatasetBatchNorm2d
 
-__all__ = ["InputStatistics", "branch_distances", "divergence", "forward_as"]
+__all__ = ["InputStatistics", "Show", "branch_distances", "divergence", "posing_as", "shown_to"]
 
 #: Images of equal size that are put through the network together.
 _CHUNK = 4
@@ -81,7 +81,11 @@ def divergence(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor], eps:
     return float(symmetric.clamp(min=0).log1p().mean())
 
 
-def branch_distances(model: nn.Module, samples: Sequence[Sample]) -> dict[str, float]:
+#: Shows lists of samples to a model in evaluation mode; what it predicts is dropped.
+Show = Callable[[Sequence[list[Sample]]], object]
+
+
+def branch_distances(model: nn.Module, samples: Sequence[Sample], show: Show | None = None) -> dict[str, float]:
     """Distance of images to each dataset of a model, by the statistics of its norms.
 
     The images run through the network once per dataset, each time with that dataset's branches; at every norm the
@@ -90,6 +94,7 @@ def branch_distances(model: nn.Module, samples: Sequence[Sample]) -> dict[str, f
     Args:
         model: a segmentor in evaluation mode, with dataset norms.
         samples: images, as a test loader gives them.
+        show: see :data:`Show`; None: one list after another (the engine has a pass with progress and signals).
 
     Returns:
         Dataset -> distance.
@@ -99,7 +104,7 @@ def branch_distances(model: nn.Module, samples: Sequence[Sample]) -> dict[str, f
     for dataset in next(iter(layers.values())).datasets:
         statistics = InputStatistics(model)
         with statistics.open():
-            forward_as(model, samples, dataset)
+            (show or shown_to(model))(posing_as(samples, dataset, model.sem_seg_head.own_space(dataset)))
         parts = []
         for path, measured in statistics.gaussians().items():
             branch = layers[path].branches[dataset]
@@ -108,22 +113,28 @@ def branch_distances(model: nn.Module, samples: Sequence[Sample]) -> dict[str, f
     return distances
 
 
-@torch.no_grad()
-def forward_as(model: nn.Module, samples: Sequence[Sample], dataset: str, space: LabelSpace | None = None) -> None:
-    """Runs images through a segmentor as if they were a dataset's; for what layers see, the scores are dropped.
+def posing_as(samples: Sequence[Sample], dataset: str, space: LabelSpace) -> list[list[Sample]]:
+    """Images as if they were a dataset's, in lists of a few of equal size, without labels.
 
     Args:
-        model: a segmentor.
-        samples: images; those of equal size go together, a few at a time.
-        dataset: whose branches to use.
-        space: whose classes to score; default: the dataset's own.
+        samples: images of any dataset.
+        dataset: whose branches the norms use.
+        space: whose classes are scored.
     """
-    space = model.sem_seg_head.own_space(dataset) if space is None else space
-    by_size: dict[tuple[int, ...], list[dict]] = {}
+    by_size: dict[tuple[int, ...], list[Sample]] = {}
     for sample in samples:
         image = sample["image"]
-        same = {"image": image, "dataset": dataset, "label_space": space}  # scores stay at the size of the image
+        same: Sample = {"image": image, "dataset": dataset, "label_space": space}  # scores stay at the image's size
         by_size.setdefault(tuple(image.shape), []).append(same)
-    for alike in by_size.values():
-        for start in range(0, len(alike), _CHUNK):
-            model(alike[start : start + _CHUNK])
+    return [alike[i : i + _CHUNK] for alike in by_size.values() for i in range(0, len(alike), _CHUNK)]
+
+
+def shown_to(model: nn.Module) -> Show:
+    """The plainest :data:`Show`."""
+
+    @torch.no_grad()
+    def show(batches: Sequence[list[Sample]]) -> None:
+        for batch in batches:
+            model(batch)
+
+    return show

@@ -24,7 +24,7 @@ from ...yaml_file import did_you_mean
 from ..translate import StandIn, unreached
 from .conversion import dataset_norms
 from .dataset_norm import DatasetBatchNorm2d, DatasetBranchError
-from .statistics import InputStatistics, branch_distances, forward_as
+from .statistics import InputStatistics, Show, branch_distances, posing_as, shown_to
 
 __all__ = ["CHOICES", "UnseenChoice", "average_branch", "is_unseen", "unseen_dataset"]
 
@@ -60,7 +60,12 @@ def is_unseen(model: nn.Module, dataset: str) -> bool:
 
 @contextmanager
 def unseen_dataset(
-    model: nn.Module, dataset: str, space: LabelSpace, choice: str, samples: Sequence[Sample] = ()
+    model: nn.Module,
+    dataset: str,
+    space: LabelSpace,
+    choice: str,
+    samples: Sequence[Sample] = (),
+    show: Show | None = None,
 ) -> Iterator[UnseenChoice | None]:
     """Makes a model usable on a dataset that it was not trained on, inside the context; then it is as before.
 
@@ -71,6 +76,7 @@ def unseen_dataset(
         choice: one of :data:`CHOICES`, or the name of a trained dataset.
         samples: some images of the dataset, as a test loader gives them; labels are not looked at. Unused for a named
             dataset.
+        show: how images are shown to the model, see :func:`.branch_distances`.
 
     Yields:
         What was chosen; None for a trained dataset.
@@ -87,7 +93,7 @@ def unseen_dataset(
     model.eval()
     try:
         measured = layers and choice not in trained
-        distances = branch_distances(model, samples) if measured else {}
+        distances = branch_distances(model, samples, show) if measured else {}
         nearest = min(distances, key=distances.get) if measured else choice
         branches, norm = _branches(layers, nearest, choice)
         classifier = choice
@@ -96,7 +102,7 @@ def unseen_dataset(
             classifier = min(trained, key=lambda name: (missing[name], distances.get(name, 0.0)))
         model.stand_ins[dataset] = StandIn(own_space(classifier), branches)
         if choice == "reestimate" and layers:
-            _reestimate(model, dataset, nearest, samples)
+            _reestimate(model, dataset, nearest, samples, show or shown_to(model))
             norm += f", statistics of {len(samples)} of its own images"
         result = UnseenChoice(dataset, norm, classifier, model.unnameable(dataset, space), distances)
         _log(result, space)
@@ -161,7 +167,7 @@ def average_branch(layer: DatasetBatchNorm2d) -> nn.BatchNorm2d:
     return result
 
 
-def _reestimate(model: nn.Module, dataset: str, donor: str, samples: Sequence[Sample]) -> None:
+def _reestimate(model: nn.Module, dataset: str, donor: str, samples: Sequence[Sample], show: Show) -> None:
     """Replaces the running statistics of branches by those of images that are normalised by their own statistics.
 
     What is stored is pooled over all images, so the variance between them is in it. A batch with one value per channel
@@ -176,7 +182,7 @@ def _reestimate(model: nn.Module, dataset: str, donor: str, samples: Sequence[Sa
     statistics = InputStatistics(model)
     try:
         with statistics.open():
-            forward_as(model, samples, dataset, model.stand_ins[dataset].donor)
+            show(posing_as(samples, dataset, model.stand_ins[dataset].donor))
     finally:
         for handle in handles:
             handle.remove()

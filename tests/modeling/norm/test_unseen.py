@@ -13,7 +13,7 @@ from multiseg_d2.label_space import IGNORE
 from multiseg_d2.modeling.active import active_datasets
 from multiseg_d2.modeling.norm.conversion import dataset_norms, single_dataset_model
 from multiseg_d2.modeling.norm.dataset_norm import DatasetBatchNorm2d, DatasetBranchError
-from multiseg_d2.modeling.norm.statistics import InputStatistics, branch_distances, divergence, forward_as
+from multiseg_d2.modeling.norm.statistics import InputStatistics, branch_distances, divergence, posing_as, shown_to
 from multiseg_d2.modeling.norm.unseen import CHOICES, average_branch, is_unseen, unseen_dataset
 from multiseg_d2.modeling.translate import translate_scores
 
@@ -231,9 +231,12 @@ def test_translated_scores_add_up_probabilities():
     assert out.isfinite().all()
 
 
-def test_forward_as_groups_images_by_size(model, make_sample):
+def test_images_of_one_size_are_looked_at_together(model, make_sample, spaces):
     sizes = []
     handle = model.backbone.register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[0].shape)))
-    forward_as(model, [make_sample(i, size=(16, 16 + 16 * (i % 2))) for i in range(11)], "alpha")
+    samples = [make_sample(i, size=(16, 16 + 16 * (i % 2))) for i in range(11)]
+    batches = posing_as(samples, "alpha", spaces["alpha"])
+    shown_to(model)(batches)
+    assert not any("sem_seg" in sample for batch in batches for sample in batch)
     handle.remove()
     assert sorted(sizes) == [(1, 3, 16, 32), (2, 3, 16, 16), (4, 3, 16, 16), (4, 3, 16, 32)]
