@@ -1,8 +1,7 @@
-"""What the processes of one run do together: seeds, averaged gradients, equal buffers, agreement on a step."""
+"""What the processes of one run do together: a drawn seed, averaged gradients, equal buffers, agreement on a step."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -12,7 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-__all__ = ["average_gradients", "broadcast", "draw_seed", "seed_step", "unwrapped", "wrap_model"]
+__all__ = ["average_gradients", "broadcast", "draw_seed", "unwrapped", "wrap_model"]
 
 _BUCKET_ELEMENTS = 16 * 2**20  # 64 MB of float32 per message: bounds the extra memory
 
@@ -26,23 +25,6 @@ def draw_seed() -> int:
     """A seed in [0, 2**31) from the operating system, the same on all processes."""
     seed = int(np.random.SeedSequence().generate_state(1)[0] >> 1)
     return comm.all_gather(seed)[0]
-
-
-def seed_step(seed: int, step: int, rank: int | None = None) -> None:
-    """Seeds torch (CPU and GPU), NumPy and ``random`` from (seed, step, rank) alone.
-
-    Dropout and whatever else a model draws is then the same in a resumed run, with no generator state to save.
-
-    Args:
-        seed: of the run, >= 0.
-        step: >= 0.
-        rank: of this process; None looks it up.
-    """
-    rank = comm.get_rank() if rank is None else rank
-    word, short = np.random.SeedSequence((seed, step, rank)).generate_state(2, np.uint64)
-    torch.manual_seed(int(word) >> 1)
-    np.random.seed(int(short) & 0xFFFFFFFF)  # noqa: NPY002  (other people's code may draw from it)
-    random.seed(int(short))
 
 
 def _buckets(tensors: Iterable[Tensor]) -> Iterable[list[Tensor]]:

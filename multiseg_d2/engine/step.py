@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
@@ -14,10 +16,10 @@ from torch import Tensor, nn
 
 from ..label_space import IGNORE
 from ..user_error import UserError
-from .ranks import average_gradients, seed_step, unwrapped
+from .ranks import average_gradients, unwrapped
 from .solver import load_optimizer_state
 
-__all__ = ["STEP_MODES", "NonFiniteLossError", "TrainStep"]
+__all__ = ["STEP_MODES", "NonFiniteLossError", "TrainStep", "seed_step"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +34,23 @@ _MAX_SKIPPED = 20
 
 class NonFiniteLossError(UserError, FloatingPointError):
     """A loss or a gradient is NaN or infinite; raised on all processes."""
+
+
+def seed_step(seed: int, step: int, rank: int | None = None) -> None:
+    """Seeds torch (CPU and GPU), NumPy and ``random`` from (seed, step, rank) alone.
+
+    Dropout and whatever else a model draws is then the same in a resumed run, with no generator state to save.
+
+    Args:
+        seed: of the run, >= 0.
+        step: >= 0.
+        rank: of this process; None looks it up.
+    """
+    rank = comm.get_rank() if rank is None else rank
+    word, short = np.random.SeedSequence((seed, step, rank)).generate_state(2, np.uint64)
+    torch.manual_seed(int(word) >> 1)
+    np.random.seed(int(short) & 0xFFFFFFFF)  # noqa: NPY002  (other people's code may draw from it)
+    random.seed(int(short))
 
 
 class TrainStep:

@@ -38,11 +38,11 @@ from .hooks import (
     in_order,
 )
 from .preview import PreviewHook
-from .ranks import broadcast, draw_seed, seed_step, unwrapped, wrap_model
+from .ranks import broadcast, draw_seed, unwrapped, wrap_model
 from .self_training import self_training_hooks
 from .signals import StopSignals
 from .solver import build_gradient_clipper, build_lr_scheduler, build_optimizer, set_scheduler_step
-from .step import TrainStep
+from .step import TrainStep, seed_step
 
 __all__ = ["Trainer", "evaluation_dir"]
 

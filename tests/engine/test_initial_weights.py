@@ -10,7 +10,7 @@ from detectron2.modeling import build_model
 
 from multiseg_d2.checkpoint.file import CheckpointError
 from multiseg_d2.checkpoint.weights import load_weights
-from multiseg_d2.engine.ranks import seed_step
+from multiseg_d2.engine.step import seed_step
 
 THREE = ["DATASETS.TRAIN", "('tiny_a_train', 'tiny_b_train', 'tiny_c_train')"]
 

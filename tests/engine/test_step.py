@@ -15,9 +15,8 @@ from torch import nn
 
 from multiseg_d2.data.loader import build_train_loader
 from multiseg_d2.data.schedule import Draw
-from multiseg_d2.engine.ranks import seed_step
 from multiseg_d2.engine.solver import build_gradient_clipper
-from multiseg_d2.engine.step import NonFiniteLossError, TrainStep
+from multiseg_d2.engine.step import NonFiniteLossError, TrainStep, seed_step
 
 THREE = ["DATASETS.TRAIN", "('tiny_a_train', 'tiny_b_train', 'tiny_c_train')"]
 PLAIN = ["MODEL.SEM_SEG_HEAD.DROPOUT", "0.0"]

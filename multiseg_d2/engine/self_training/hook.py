@@ -17,7 +17,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 
 from ...label_space import LabelSpace
-from ...modeling.heads.softmax_loss import REGULARIZERS
+from ...modeling.heads.per_dataset import REGULARIZERS
 from ...user_error import ConfigError
 from ..dataset_pass import run_over
 from ..ranks import unwrapped
