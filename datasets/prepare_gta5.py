@@ -20,19 +20,19 @@ from multiseg_d2.data.spec import load_spec
 from multiseg_d2.user_error import run_script
 
 
-def compare(record: dict[str, Any]) -> str:
-    """What is wrong with the sizes of an image and its label; "" where nothing is."""
+def compare(record: dict[str, Any]) -> tuple[str, bool]:
+    """What is wrong with the sizes of an image and its label, "" where nothing is; whether a file is broken."""
     sizes = []
     for path in (record["file_name"], record["sem_seg_file_name"]):
         try:
             with Image.open(path) as header:
                 sizes.append(header.size)
         except Exception as problem:  # whatever is wrong with one file, the others are compared and it is named
-            return f"{path}: {type(problem).__name__}: {problem}"
+            return f"{path}: {type(problem).__name__}: {problem}", True
     if sizes[0] == sizes[1]:
-        return ""
+        return "", False
     image, label = (f"{width}x{height}" for width, height in sizes)
-    return f"{record['sem_seg_file_name']}: is {label}, its image {image}"
+    return f"{record['sem_seg_file_name']}: is {label}, its image {image}", False
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,11 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DatasetFilesError as problem:
         print(problem, file=sys.stderr)
         return 1
-    problems = list(map_files(compare, records, options.workers, "sizes"))
-    for problem in filter(None, problems):
-        print(f"left out: {problem}")
-    paired = [record["image_id"] for record, problem in zip(records, problems) if not problem]
-    return write_list(options.root / "gta5" / "paired.txt", paired, options)
+    compared = list(map_files(compare, records, options.workers, "sizes"))
+    for problem, broken in compared:
+        if problem:
+            print(f"left out: {problem}", file=sys.stderr if broken else sys.stdout)
+    paired = [record["image_id"] for record, (problem, _) in zip(records, compared) if not problem]
+    return write_list(options.root / "gta5" / "paired.txt", paired, options) | any(broken for _, broken in compared)
 
 
 if __name__ == "__main__":

@@ -117,7 +117,10 @@ def from_official(options: argparse.Namespace) -> Iterator[tuple[str, int, tuple
     import scipy.io
 
     def load(name: str) -> dict:
-        return scipy.io.loadmat(options.toolbox / name, squeeze_me=True, struct_as_record=False)
+        try:
+            return scipy.io.loadmat(options.toolbox / name, squeeze_me=True, struct_as_record=False)
+        except (ValueError, TypeError, NotImplementedError) as problem:
+            raise ConversionError(f"{options.toolbox / name}: no MATLAB file that scipy reads ({problem})") from problem
 
     lists = load("traintestSUNRGBD/allsplit.mat")
     members = {split: set(map(scene, np.atleast_1d(lists[f"all{split}"]))) for split in ("train", "test")}

@@ -18,6 +18,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
+from multiseg_d2.atomic_file import write_atomically
 from multiseg_d2.data.files import data_root
 from multiseg_d2.toy import LOOKS, ToyFilesError, draw_scene, write_toy
 from multiseg_d2.toy.encode import concept_classes, toy_spec
@@ -43,8 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     print(f"toy sets: {folder}")
     if args.picture:
-        Path(args.picture).parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(args.picture, contact_sheet(*args.size, args.seed)[..., ::-1])
+        sheet = contact_sheet(*args.size, args.seed)[..., ::-1]
+        write_atomically(args.picture, cv2.imencode(Path(args.picture).suffix, sheet)[1].tobytes())
         print(f"picture: {args.picture}")
     return 0
 

@@ -19,13 +19,14 @@ def test_gta5_labels_of_another_size_are_left_out_and_named(script, tmp_path, ca
         else:
             save(path, np.full(label, 7, np.uint8))
     arguments = ["--root", str(tmp_path), "--workers", "1"]
-    assert script("prepare_gta5").main(arguments) == 0
-    out = capsys.readouterr().out
-    assert "00002.png: is 6x8, its image 8x6" in out and "00004.png: UnidentifiedImageError" in out
+    assert script("prepare_gta5").main(arguments) == 1  # for the broken one: label maps of another size are known
+    out, err = capsys.readouterr()
+    assert "00002.png: is 6x8, its image 8x6" in out and "00004.png: UnidentifiedImageError" in err
     paired = list_pairs(load_spec("gta5").splits["paired"], str(tmp_path))
     assert [record["image_id"] for record in paired] == ["00001", "00003"]
     save(tmp_path / "gta5/labels/00002.png", np.full((6, 8), 7, np.uint8))
     assert script("prepare_gta5").main(arguments) == 1  # another list is there
+    save(tmp_path / "gta5/labels/00004.png", np.full((9, 9), 7, np.uint8))
     assert script("prepare_gta5").main([*arguments, "--overwrite"]) == 0
     assert (tmp_path / "gta5/paired.txt").read_text().split() == ["00001", "00002", "00003"]
 
