@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
+from torch import nn
 
 from ..checkpoint import load_weights
 from ..data.augment import CropWindow
@@ -19,6 +21,7 @@ from ..modeling.catalog import training_spaces
 from ..modeling.norm import dataset_norms, unseen_dataset
 from ..user_error import ConfigError
 from ..yaml_file import did_you_mean
+from .shared_model import read_shared_model, shared_space
 from .trainer import Trainer
 from .user_code import register_config
 
@@ -49,12 +52,37 @@ class Predictor:
 
     def __init__(self, cfg: CfgNode, space: str = "", norm: str = "") -> None:
         register_config(cfg)
-        self.image_format = cfg.INPUT.FORMAT
-        self._sizes = (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
-        self.space = wanted_space(cfg, space, norm)
+        wanted = wanted_space(cfg, space, norm)
         model = Trainer.build_model(_on_this_machine(cfg))
         load_weights(model, cfg.MODEL.WEIGHTS, complete=True)
-        model.eval()
+        self._set_up(cfg, model.eval(), wanted, norm)
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, space: str = "", norm: str = "", device: str = "cpu") -> Predictor:
+        """A predictor out of a file of ``tools/share.py``, which needs no config, no specs and no datasets.
+
+        Args:
+            path: of the file; nothing in it is run.
+            space: name of a label space in the file; "" = the only one that the model was trained on.
+            norm: as above.
+            device: where to compute.
+
+        Raises:
+            ConfigError: ``space`` or ``norm`` cannot be meant.
+            CheckpointError: the file is broken, or no model to share.
+        """
+        cfg, model, spaces = read_shared_model(path, device)
+        head = model.sem_seg_head
+        if norm and norm not in head.datasets:
+            raise ConfigError(f"norm {norm!r}: the model was trained on {list(head.datasets)}")
+        predictor = cls.__new__(cls)
+        predictor._set_up(cfg, model, shared_space(spaces, space, head.space_of, str(path)), norm)
+        return predictor
+
+    def _set_up(self, cfg: CfgNode, model: nn.Module, space: LabelSpace, norm: str) -> None:
+        self.image_format = cfg.INPUT.FORMAT
+        self._sizes = (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+        self.space = space
         head = model.sem_seg_head
         trained, known = tuple(head.datasets), self.space.name in head.spaces
         needs_norm = not head.scores_any_space or any(dataset_norms(model))
