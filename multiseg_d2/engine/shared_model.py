@@ -155,7 +155,7 @@ def _hierarchy_text(cfg: CfgNode) -> str:
 
 def _first_entries(cfg: CfgNode) -> dict[str, str]:
     """The entries that say something new: of every dataset one per kind of annotation."""
-    found = {}
+    found: dict[tuple[str, str], str] = {}
     for entry in cfg.DATASETS.TRAIN:
         found.setdefault((catalog_space(entry)[0], MetadataCatalog.get(entry).get("annotation", "pixel")), entry)
     return {entry: dataset for (dataset, _), entry in found.items()}
