@@ -143,6 +143,14 @@ def test_answers_in_another_label_space():
     assert missing == (2,)
 
 
+def test_of_classes_in_each_other_a_node_is_the_narrowest():
+    tree = build(space("fine", **FINE), space("coarse", **COARSE))
+    for asked in ({"vehicle": "car van", "car": "car"}, {"car": "car", "vehicle": "car van"}):
+        table, _ = tree.answers(space("asked", **asked))
+        found = {node.name: list(asked)[table[i]] for i, node in enumerate(tree.nodes) if table[i] >= 0}
+        assert found["car"] == "car" and found["van"] == "vehicle"
+
+
 @pytest.fixture(scope="module")
 def nine():
     entries = [n for n in MetadataCatalog.list() if hasattr(MetadataCatalog.get(n), "label_space")]

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, DatasetFromList
+from detectron2.data import DatasetCatalog
 from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
@@ -23,6 +23,7 @@ from ..user_error import ConfigError
 from ..view_name import parse_view
 from .decode import BadFileError
 from .mapper import EvaluationMapper, TrainMapper
+from .packed import PackedDicts
 from .schedule import Draw, Schedule
 from .views import register_views, write_view_lists
 
@@ -48,8 +49,8 @@ class DrawDataset(Dataset):
     """Maps a :class:`Draw` to a sample.
 
     Args:
-        datasets: the dataset dicts of each training set, as Detectron2's :class:`DatasetFromList`, which keeps them
-            serialised so that worker processes share their memory.
+        datasets: the dataset dicts of each training set, best as :class:`.PackedDicts`, whose memory worker
+            processes share.
         mapper: ``mapper(dataset_dict, rng) -> sample``.
         skip_bad_files: put the next good image of the same set in the place of one that cannot be read, and name the
             bad file in the sample; False = raise.
@@ -298,11 +299,11 @@ class _Mapped(Dataset):
         return self._mapper(self._dataset[index])
 
 
-def _load(entry: str) -> DatasetFromList:
+def _load(entry: str) -> PackedDicts:
     dicts = DatasetCatalog.get(entry)
     if not dicts:
         raise ConfigError(f"{entry} has no images. Check the folders of its spec and DETECTRON2_DATASETS.")
-    return DatasetFromList(dicts, copy=False)
+    return PackedDicts(dicts)
 
 
 # ---- Worker processes: how they start, and what to say when one dies ----

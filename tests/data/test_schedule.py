@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections import Counter
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -188,6 +190,55 @@ def test_a_far_step_needs_neither_time_nor_memory():
     for step in (10**6, 10**9, 10**12):
         assert len(schedule.step(step)) == 8
     assert sum(order.nbytes for order in schedule._epochs.values()) < 20e6
+
+
+def test_step_a_billion_by_counting_whole_periods():
+    """What a step far out holds is what the same step of a period holds, that many periods later."""
+    far = 10**9
+    fixed = Schedule([5, 3], 0, "fixed", weights=(2, 3), seed=4)  # 5 steps: two epochs of the one, five of the other
+    window = [draw for step in range(far, far + 5) for draw in fixed.step(step)]
+    for dataset, size in enumerate(fixed.sizes):
+        images = [draw.index for draw in window if draw.dataset == dataset]
+        epochs = [images[i : i + size] for i in range(0, len(images), size)]
+        assert [sorted(epoch) for epoch in epochs] == [list(range(size))] * (2, 5)[dataset]
+    turns = Schedule([5, 3, 4], 2, interval=3, seed=4)
+    taken = [0, 0, 0]
+    for step in range(9):  # one period, counted step by step
+        for where in (step, far // 9 * 9 + step):
+            assert turns.counts(where) == [2 * ((where // 3) % 3 == k) for k in range(3)]
+            assert [p.start for p in turns._positions(where)] == [t + (where // 9) * 6 for t in taken]
+        taken[(step // 3) % 3] += 2
+
+
+@pytest.mark.parametrize("kind", ["size", "weights"])
+def test_mixtures_a_billion_steps_out_keep_their_shares_exactly(kind):
+    """In whole numbers and fractions: floating point has no room for a 48-bit share of 10^10 images."""
+    sizes, weights = ([4, 9, 7], ()) if kind == "size" else ([40, 90, 70], (0.2, 0.45, 0.35))
+    schedule = Schedule(sizes, 10, kind, weights, seed=2)
+    shares = [Fraction(4, 20), Fraction(9, 20), Fraction(7, 20)]
+    for step in (10**9, 10**9 + 2, 10**15):  # for "size" the first steps of an epoch of 20 images
+        first = [positions.start for positions in schedule._positions(step)]
+        assert sum(first) == 10 * step
+        for k, (count, share) in enumerate(zip(first, shares)):
+            drift = k + 1 + 1024 + Fraction(10 * step, 1 << 46)  # inside a block, and of shares in 48 bits
+            assert abs(count - 10 * step * share) <= (0 if kind == "size" else drift)
+        assert [p.stop for p in schedule._positions(step)] == [p.start for p in schedule._positions(step + 1)]
+    if kind == "size":  # two steps are an epoch of all sets together
+        drawn = Counter((d.dataset, d.index) for step in (10**9, 10**9 + 1) for d in schedule.step(step))
+        assert drawn == Counter((k, i) for k, size in enumerate(sizes) for i in range(size))
+
+
+def test_step_a_billion_is_as_quick_as_the_first():
+    schedules = [Schedule([50_000, 3000], 8, "weights", (0.7, 0.3)), Schedule([50_000, 3000], 8, interval=7)]
+
+    def seconds(schedule, start):
+        began = time.process_time()
+        for step in range(start, start + 20):
+            schedule.step(step)
+        return time.process_time() - began
+
+    for schedule in schedules:
+        assert seconds(schedule, 10**9) < 20 * max(seconds(schedule, 100), 0.005)
 
 
 def test_memory_stays_bounded_over_many_epochs():

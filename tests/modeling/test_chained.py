@@ -42,6 +42,15 @@ def test_decisions(seed):
     assert len(found.unique()) > 2
 
 
+def test_void_is_no_child():
+    """Every child is a class of its own and the node is none: void is void at the root and at the node below it."""
+    answers = torch.tensor([-1, 0, -1, 1, 2])  # root > 1, 2; 2 > 3, 4
+    tree = Chain([(0, 3), (3, 6)], [0, 2], [[1, 2], [3, 4]], answers, 3)
+    #           root's void     child 2, its void  child 2 > 4       child 1
+    pixels = [[0, 1, 2, 5, 5, 0], [0, 2, 1, 0, 1, 2], [0, 2, 1, 0, 2, 1], [2, 1, 0, 0, 2, 1]]
+    assert tree.decide(torch.tensor(pixels).float().T[:, None])[0].tolist() == [3, 3, 2, 0]
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_probabilities(seed):
     z = scores(seed).double()

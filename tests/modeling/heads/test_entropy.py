@@ -216,3 +216,15 @@ def test_prototypes_follow_labelled_pixels():
     torch.testing.assert_close(module.of("a")[0, 0], F.normalize(0.75 * start[0, 0] + 0.25 * mean, dim=0))
     assert torch.equal(module.of("a")[1:], start[1:])  # no pixel; no prototype
     assert EntropyModule(6, {"a": 3}, dim=100).dim == 6
+
+
+def test_prototypes_do_not_follow_pseudo_labels(make_head_model, make_sample):
+    """A teacher's labels come from what was learnt: following them would move the classes by their own echo."""
+    model = make_head_model()
+    module = model.sem_seg_head.entropy
+    module.momentum = 0.5
+    before = module.of("alpha").clone()
+    model([make_sample(1, "alpha", pseudo=True)])
+    assert torch.equal(module.of("alpha"), before)
+    model([make_sample(1, "alpha")])
+    assert not torch.allclose(module.of("alpha"), before)
