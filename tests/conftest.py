@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 import multiseg_d2  # noqa: F401  (installs the stand-ins before any test module imports detectron2)
 from multiseg_d2.toy import write_toy
 
+settings.register_profile("any machine", deadline=None)  # an example may take a second where others compute too
+settings.load_profile("any machine")
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 

@@ -48,7 +48,7 @@ def fakes(tmp_path):
             path.write_text(textwrap.dedent(source))
         head = f"FAKES, COMPAT = {str(tmp_path)!r}, {str(COMPAT)!r}\n" + PRELUDE
         done = subprocess.run(
-            [sys.executable, "-c", head + textwrap.dedent(code)], capture_output=True, text=True, timeout=120
+            [sys.executable, "-c", head + textwrap.dedent(code)], capture_output=True, text=True, timeout=200
         )
         assert done.returncode == 0, done.stderr
         return done.stdout

@@ -16,7 +16,7 @@ import tiny_run
 
 from multiseg_d2.engine.setup import argument_parser, setup
 
-TIMEOUT = 120
+TIMEOUT = 200  # seconds; what is waited for takes a few, and a hang would take half an hour
 
 
 @pytest.fixture(scope="session")

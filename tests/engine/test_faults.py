@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import signal
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from detectron2.engine import HookBase
 from run_state import assert_same, drawn, final_state
 
-from multiseg_d2.checkpoint.file import read_checkpoint
+from multiseg_d2.checkpoint.file import CheckpointError, read_checkpoint
+from multiseg_d2.engine import Trainer
 from multiseg_d2.engine.signals import EXIT_STOPPED
 
 KEYS = ["SOLVER.CHECKPOINT_PERIOD", "2"]
@@ -36,6 +40,46 @@ def test_killed_before_the_first_checkpoint_in_a_used_folder(start, tiny_train, 
     tiny_train("--resume", *KEYS)
     assert [step for step, _ in drawn(tmp_path / "out")] == [*range(6), 0, *range(6)]
     assert_same(final_state(tiny_train(*KEYS, out="whole")), final_state(tmp_path / "out"))
+
+
+class At(HookBase):
+    """Does something after a step."""
+
+    def __init__(self, step: int, act) -> None:
+        self.step, self.act = step, act
+
+    def after_step(self):
+        if self.trainer.iter == self.step:
+            self.act()
+
+
+def test_an_output_folder_removed_under_the_run_is_made_again(tiny_cfg, monkeypatch):
+    """But for TensorBoard, which opens its file by name whenever it writes: it may end the run, naming the file."""
+    monkeypatch.setattr(Trainer, "build_writers", lambda self: [])
+    cfg = tiny_cfg()
+    trainer = Trainer(cfg)
+    trainer.register_hooks([At(2, lambda: os.rename(cfg.OUTPUT_DIR, f"{cfg.OUTPUT_DIR}.gone"))])
+    trainer.resume_or_load(False)
+    trainer.train()
+    assert read_checkpoint(Path(cfg.OUTPUT_DIR, "model_final.pth"))["iteration"] == 5
+
+
+def test_a_disk_that_fills_up_stops_the_run_and_keeps_the_last_checkpoint(tiny_cfg, monkeypatch):
+    def full(*_names):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    cfg = tiny_cfg(*KEYS)
+    trainer = Trainer(cfg)
+    trainer.register_hooks([At(2, lambda: monkeypatch.setattr(os, "replace", full))])
+    trainer.resume_or_load(False)
+    with pytest.raises(CheckpointError, match=r"model_0000003\.pth could not be written: No space left on device"):
+        trainer.train()
+    monkeypatch.undo()
+    assert sorted(p.name for p in Path(cfg.OUTPUT_DIR).glob("*.pth")) == ["model_0000001.pth"]
+    assert not list(Path(cfg.OUTPUT_DIR).glob(".*.tmp"))
+    again = Trainer(cfg)
+    again.resume_or_load(True)
+    assert again.start_iter == 2
 
 
 @pytest.mark.parametrize("name", ["term", "term_all", "usr1", "int"])

@@ -195,6 +195,65 @@ def kill_in_labels(images: int) -> None:
     LabelWriter.process = counted
 
 
+def signal_in(phase: str) -> None:
+    """Sends the signal that is on order for this process in a phase of the run, once.
+
+    ``term_in@phase@rank`` is SIGTERM to this process, ``int_in@...`` Ctrl-C to the whole group, ``ints_in@...`` twice.
+    """
+    for order in filter(None, os.environ.get("TINY_FAULT", "").split(",")):
+        what, where, rank = (*order.split("@"), "0", "0")[:3]
+        if where != phase or int(rank) != comm.get_rank() or what not in ("term_in", "int_in", "ints_in"):
+            continue
+        os.environ["TINY_FAULT"] = ""
+        if what == "term_in":
+            os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range({"term_in": 0, "int_in": 1, "ints_in": 2}[what]):
+            signal_group(signal.SIGINT)
+            time.sleep(0.2)  # two that are sent at once arrive as one
+
+
+def signals_in_phases(labels: int = 7) -> None:
+    """Lets :func:`signal_in` happen while labels of self-training and checkpoints are written."""
+    process, written, save = LabelWriter.process, [], torch.save
+
+    def process_and_signal(self, inputs, outputs) -> None:
+        process(self, inputs, outputs)
+        written.append(1)
+        if len(written) == labels // comm.get_world_size() + 1:  # of the second round
+            signal_in("labelling")
+
+    def save_and_signal(content, file) -> None:
+        save(content, file)
+        signal_in("writing")
+
+    LabelWriter.process, torch.save = process_and_signal, save_and_signal
+
+
+class WaitingMapper:
+    """A worker's mapper that has the training process signalled while it waits for the third image."""
+
+    def __init__(self, mapper, folder: str) -> None:
+        self.mapper, self.calls, self.sent = mapper, 0, Path(folder, f"sent_{comm.get_rank()}")
+
+    def __call__(self, dataset_dict, rng):
+        self.calls += 1
+        if self.calls == 3 and not self.sent.exists():
+            self.sent.touch()
+            time.sleep(1.0)
+        return self.mapper(dataset_dict, rng)
+
+
+def signal_once(condition, phase: str) -> None:
+    """From a thread of its own: as soon as something is the case."""
+
+    def wait() -> None:
+        while not condition():
+            time.sleep(0.001)
+        signal_in(phase)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 class RecordingLoader:
     """A training loader with the faults that are on order, and a record of what it gave."""
 
@@ -257,6 +316,11 @@ class FaultyTrainer(Trainer):
         loader = super().build_train_loader(cfg, start_step, **data)
         if is_ordered("int_from_worker"):
             loader.dataset.mapper = SlowMapper(loader.dataset.mapper, cfg.OUTPUT_DIR)
+        if "@workers" in os.environ.get("TINY_FAULT", ""):
+            signal_once(multiprocessing.active_children, "workers")
+        if "@waiting" in os.environ.get("TINY_FAULT", ""):
+            loader.dataset.mapper = WaitingMapper(loader.dataset.mapper, cfg.OUTPUT_DIR)
+            signal_once(Path(cfg.OUTPUT_DIR, f"sent_{comm.get_rank()}").exists, "waiting")
         if is_ordered("int_at_start"):
             threading.Timer(0.0, signal_group_once_there_are_workers).start()
         return RecordingLoader(loader, cfg.OUTPUT_DIR, start_step)
@@ -265,6 +329,7 @@ class FaultyTrainer(Trainer):
     def test(cls, cfg, model, evaluators=None):
         if is_ordered("term_in_test"):
             os.kill(os.getpid(), signal.SIGTERM)
+        signal_in("evaluation")
         return super().test(cfg, model, evaluators)
 
 
@@ -279,6 +344,8 @@ def run(argv: list[str]) -> int:
 def main(args) -> object:
     if is_ordered("kill_in_labels"):
         kill_in_labels(int(os.environ["TINY_FAULT"].split("@")[1]))
+    if "_in@" in os.environ.get("TINY_FAULT", ""):
+        signals_in_phases()
     try:
         return train_net.main(args)
     finally:
@@ -295,6 +362,7 @@ def run_redirected(argv: list[str], environment: dict[str, str], log: str) -> No
     os.dup2(target, 2)
     os.environ.update(environment)
     torch.set_num_threads(1)
+    sys.modules["multiseg_d2.engine.launch"]._START_METHOD = "fork"  # where it starts others: without new imports
     sys.exit(run(argv))
 
 

@@ -235,5 +235,5 @@ def test_two_ranks_count_as_one(tiny, tmp_path):
         )
         for rank in range(2)
     ]
-    answers = [json.loads(rank.communicate(timeout=120)[0].splitlines()[-1]) for rank in ranks]
+    answers = [json.loads(rank.communicate(timeout=200)[0].splitlines()[-1]) for rank in ranks]
     assert answers[1] is None and answers[0] == dict(expected)

@@ -97,7 +97,7 @@ def test_mean_over_all_labelled_pixels_of_all_processes(tmp_path):
         for rank in (0, 1)
     ]
     try:
-        assert [process.wait(timeout=120) for process in ranks] == [0, 0]
+        assert [process.wait(timeout=200) for process in ranks] == [0, 0]
     finally:
         for process in ranks:
             process.kill()

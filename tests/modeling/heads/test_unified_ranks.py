@@ -93,6 +93,6 @@ def test_two_processes_have_the_gradient_of_one(of_two, loss_type):
 if __name__ == "__main__":
     number, port_number, out = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
     address = f"tcp://127.0.0.1:{port_number}"
-    dist.init_process_group("gloo", address, rank=number, world_size=2, timeout=datetime.timedelta(seconds=60))
+    dist.init_process_group("gloo", address, rank=number, world_size=2, timeout=datetime.timedelta(seconds=200))
     torch.save({t: gradients(t, number) for t in LOSS_TYPES}, out / f"{number}.pth")
     dist.destroy_process_group()

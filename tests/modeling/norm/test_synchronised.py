@@ -62,7 +62,7 @@ def forward(name, layer, x, groups):
 
 def run_rank(rank, port, folder):
     dist.init_process_group(
-        "gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2, timeout=datetime.timedelta(seconds=60)
+        "gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2, timeout=datetime.timedelta(seconds=200)
     )
     results = {}
     for name, scenario in SCENARIOS.items():
@@ -185,7 +185,7 @@ def ranks(tmp_path_factory):
     commands = [[sys.executable, __file__, str(rank), str(port), str(folder)] for rank in range(2)]
     processes = [subprocess.Popen(command, env=env) for command in commands]
     try:
-        assert [p.wait(timeout=120) for p in processes] == [0, 0]
+        assert [p.wait(timeout=200) for p in processes] == [0, 0]
     finally:
         for process in processes:
             process.kill()
