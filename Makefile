@@ -1,5 +1,5 @@
 # Every target first makes sure that the environment in .venv is complete; that takes a moment when it is.
-#   make setup | demo | test | test-slow | lint | format | bench       make test ARGS="-k mapper -x"
+#   make setup | demo | test | test-slow | lint | format | bench | docs       make test ARGS="-k mapper -x"
 # Variables: PYTHON (interpreter that makes .venv), VENV (its folder), TORCH (what pip installs as torch), ARGS.
 
 SHELL := /bin/bash
@@ -15,7 +15,7 @@ PYTHON ?= $(shell $(FIND_PYTHON))
 
 export TORCH
 
-.PHONY: setup demo test test-slow lint format bench
+.PHONY: setup demo test test-slow lint format bench docs
 
 setup:
 	@if [ -z "$(PYTHON)" ]; then echo "No Python 3.10 or newer with venv found: install Python 3.11, or set PYTHON." >&2; exit 1; fi
@@ -43,3 +43,9 @@ format: setup
 
 bench: setup
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; "$(PY)" "$$script" $(ARGS); done
+
+# The site goes to site/; what builds it has an environment of its own.
+docs:
+	@test -x .venv-docs/bin/mkdocs || { "$(PYTHON)" -m venv .venv-docs && eval .venv-docs/bin/pip install -q \
+		$$(sed -n 's/^docs = \[\(.*\)\]/\1/p' pyproject.toml | tr ',' ' '); }
+	.venv-docs/bin/mkdocs build --strict

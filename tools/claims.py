@@ -3,7 +3,7 @@
 
     python tools/claims.py benchmarks/claims/toy_cdcl.yaml --dry-run    # what would be run
     python tools/claims.py benchmarks/claims/toy_cdcl.yaml              # run what is missing; again: nothing is left
-    python tools/claims.py benchmarks/claims/toy_cdcl.yaml --readme README.md
+    python tools/claims.py benchmarks/claims/toy_cdcl.yaml --readme docs/results.md
 
 Runs go one after another, each as a process of its own with --resume, so a killed call goes on where it was. A finished
 run is known by its content (resolved config, seed, dataset specs, weights, version of the package) and is not repeated.

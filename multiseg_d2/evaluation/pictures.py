@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..atomic_file import write_atomically
 
-__all__ = ["color_map", "comparison", "distinct_colors", "overlay", "save", "spread"]
+__all__ = ["color_map", "comparison", "distinct_colors", "in_label_spaces", "overlay", "save", "spread"]
 
 IGNORED = 255
 _IGNORED_COLOR = (0, 0, 0)
@@ -122,6 +122,28 @@ def comparison(
     if len(panels) > 1 + len(maps):
         entries.append((_ERROR_COLOR, "error"))
     return _page(panels, entries, title)
+
+
+def in_label_spaces(
+    image: np.ndarray, labelled: Mapping[str, tuple[np.ndarray, np.ndarray]], columns: int = 2
+) -> np.ndarray:
+    """One image labelled in several label spaces, a panel each.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        labelled: title -> ((H, W) ids, (C, 3) uint8 colours of the classes).
+        columns: panels beside each other.
+
+    Returns:
+        uint8 RGB; panels that are missing in the last row are black.
+    """
+    panels = []
+    for title, (ids, colors) in labelled.items():
+        strip = np.zeros((24, image.shape[1], 3), np.uint8)
+        cv2.putText(strip, title, (6, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 255), 1, cv2.LINE_AA)
+        panels.append(np.vstack([strip, overlay(image, ids, distinct_colors(colors))]))
+    panels += [np.zeros_like(panels[0])] * (-len(panels) % columns)
+    return np.vstack([np.hstack(panels[i : i + columns]) for i in range(0, len(panels), columns)])
 
 
 def save(picture: np.ndarray, path: str | os.PathLike) -> None:
