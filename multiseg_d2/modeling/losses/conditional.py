@@ -84,20 +84,21 @@ def _hard(scores: Tensor, child: Tensor, weight: Tensor) -> Tensor:
         child: (r, c), -1 where a pixel says nothing.
         weight: scalar.
     """
-    counted = child >= 0
-    number = int(counted.sum())
-    if 2 * number > counted.numel():
+    places = (child.flatten() >= 0).nonzero()[:, 0]  # (M,)
+    if 2 * len(places) > child.numel():
         return softmax(scores[None], child[None], weight.view(1, 1, 1), ignore=_NOT_COUNTED)[0]
-    places = counted.flatten().nonzero()[:, 0]  # (M,)
     flat = scores.view(len(scores), -1)
-    few = flat.index_select(1, places)[None, :, :, None]
+    few = flat.index_select(1, places)  # (K + 1, M), all of them counted
     flat.zero_()
-    if not number:
+    if not len(places):
         return flat.new_zeros(())
-    target = child.flatten()[places][None, :, None]
-    loss, change = softmax(few, target, weight.view(1, 1, 1), ignore=_NOT_COUNTED)
-    flat.index_copy_(1, places, change[0, :, :, 0])
-    return loss
+    right = child.flatten()[places][None]
+    few -= few.amax(0)
+    at_right = few.gather(0, right)
+    norm = few.exp_().sum(0)
+    few.mul_(weight / norm).scatter_add_(0, right, -weight.expand_as(right))
+    flat.index_copy_(1, places, few)
+    return weight * (norm.log() - at_right[0]).sum()
 
 
 def _among(scores: Tensor, several: Tensor) -> tuple[Tensor, Tensor]:
