@@ -97,7 +97,8 @@ def _add_head(cfg: CN) -> None:
     # HierarchicalHead: file of the tree (tools/hierarchy.py writes one to be edited); "" = built from the label spaces.
     cfg.MODEL.SEM_SEG_HEAD.HIERARCHY = ""
     # Loss of the head, "" = its first. UnifiedHead: "null_bce", "relational_bce" (UniSeg), "bce", "cross_entropy".
-    # HierarchicalHead: "iv2019" (shares of boxes, shared means), "iv2018" (hard boxes, means of their own).
+    # HierarchicalHead: "iv2019" (shares of boxes, shared means), "iv2018" (hard boxes, means of their own);
+    # "iv2019_separate_norm" and "iv2018_shared_norm" have the other's means.
     # EntropyHead: "entropy"; "entropy_shared" and "entropy_confident" keep classes that only one dataset has out of the
     # cross-dataset term, by the taxonomy or by the entropy of the pixel (heads/entropy.py).
     cfg.MODEL.SEM_SEG_HEAD.LOSS_TYPE = ""
@@ -107,7 +108,7 @@ def _add_head(cfg: CN) -> None:
     # What a head knows of the classes before the first step. Relations of "relational_bce": "" = measured on
     # DATASETS.TRAIN with the weights that training starts from, a checkpoint = measured with its weights, a file of
     # responses (.npz), "taxonomy", or "none". Prototypes of EntropyHead: "" or a checkpoint = measured likewise, a file
-    # of prototypes (.npz), or "random".
+    # of prototypes (.npz; tools/prototypes.py makes one of any size), or "random".
     cfg.MODEL.SEM_SEG_HEAD.CLASS_STATISTICS = ""
     # EntropyHead: weights (alpha, beta) of the entropy over the other datasets' classes and over an image's own.
     cfg.MODEL.SEM_SEG_HEAD.ENTROPY_WEIGHTS = (1.0, 1.0)

@@ -5,12 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from detectron2.data import MetadataCatalog
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_sem_seg_head
 
 from multiseg_d2.claims import load_claim
 from multiseg_d2.data.register import register_from_config, use_taxonomy
 from multiseg_d2.engine import load_config
 from multiseg_d2.modeling.heads.hierarchical import training_hierarchy
+from multiseg_d2.modeling.inference import Prediction
+from multiseg_d2.modeling.score_maps import Resized
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -67,3 +72,33 @@ def test_boxes_divide_classes_of_camvid():
     assert {"Car", "SignSymbol", "Pedestrian", "Bicyclist"} < inner
     untaught = {tree.nodes[child].name for classifier, child in tree.untrained if classifier == 0}
     assert {"airplane", "pizza"} < untaught and "Car" not in untaught
+
+
+def test_void_as_it_is_or_replaced_by_the_next_best():
+    """Two names of one head, whose weights are the same."""
+    cfg = load_config("configs/htss/toy.yaml")
+    register_from_config(cfg)
+    shapes = {name: ShapeSpec(channels=8, stride=8) for name in cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES}
+    plain, filled = (
+        build_sem_seg_head(_named(cfg, name), shapes).eval()
+        for name in ("HierarchicalHead", "HierarchicalHeadWithoutVoid")
+    )
+    with torch.no_grad():
+        for _, end in plain.channels:
+            plain.classifier.bias[end - 1] += 50
+    filled.load_state_dict(plain.state_dict())
+    space = plain.own_space(plain.datasets[0])
+    features = {name: torch.randn(1, 8, 6, 5) for name in shapes}
+    with torch.no_grad():
+        scores = [Resized(head.logits(features, space)[0], (24, 20)) for head in (plain, filled)]
+    labels = [
+        Prediction(head.score_map(own, space), void=True)["sem_seg_labels"]
+        for head, own in zip((plain, filled), scores)
+    ]
+    assert (labels[0] == 255).all() and not (labels[1] == 255).any()
+
+
+def _named(cfg, name):
+    cfg = cfg.clone()
+    cfg.MODEL.SEM_SEG_HEAD.NAME = name
+    return cfg

@@ -48,16 +48,18 @@ class Prototypes:
         vectors: dataset -> (C, K, d) float32 of length 1; zero for a class without labelled pixels.
         projection: (d, D) float32: features minus ``centre`` -> embedding; None for random prototypes.
         centre: (D,) float32 mean of all pixel features.
+        momentum: share that prototypes keep when they follow the labelled pixels of a step; 1 = they are frozen.
     """
 
     classes: Mapping[str, tuple[str, ...]]
     vectors: Mapping[str, np.ndarray]
     projection: np.ndarray | None = None
     centre: np.ndarray | None = None
+    momentum: float = 1.0
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes them to an ``.npz`` file."""
-        arrays = {"projection": self.projection, "centre": self.centre}
+        arrays = {"projection": self.projection, "centre": self.centre, "momentum": np.array(self.momentum)}
         arrays |= {f"vectors_{dataset}": vectors for dataset, vectors in self.vectors.items()}
         arrays |= {f"classes_{dataset}": np.array(names) for dataset, names in self.classes.items()}
         write_atomically(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
@@ -73,9 +75,18 @@ class Prototypes:
         classes = {k.removeprefix("classes_"): tuple(v.tolist()) for k, v in found.items() if k.startswith("classes_")}
         try:
             vectors = {dataset: found[f"vectors_{dataset}"] for dataset in classes}
-            return cls(classes, vectors, found["projection"], found["centre"])
+            momentum = float(found.get("momentum", 1.0))
+            prototypes = cls(classes, vectors, found["projection"], found["centre"], momentum)
         except KeyError as missing:
             raise ConfigError(f"{path} does not hold prototypes: {missing}") from None
+        if len({vectors.shape[1:] for vectors in prototypes.vectors.values()}) != 1:
+            raise ConfigError(f"{path} does not hold prototypes of one size: {[v.shape for v in vectors.values()]}")
+        return prototypes
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(K, d): prototypes per class, and their dimensions."""
+        return next(iter(self.vectors.values())).shape[1:]
 
 
 @dataclass(frozen=True)
@@ -101,6 +112,13 @@ class PrototypeSource:
         """By ``MODEL.SEM_SEG_HEAD.CLASS_STATISTICS`` and ``DATASETS.TRAIN``."""
         entries = [e for e in cfg.DATASETS.TRAIN if MetadataCatalog.get(e).get("annotation", "pixel") == "pixel"]
         return cls(cfg.MODEL.SEM_SEG_HEAD.CLASS_STATISTICS, tuple(entries), cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS)
+
+    def module_settings(self) -> dict[str, Any]:
+        """What a file says of the module that it is for: d, K and momentum; empty where there is no file."""
+        if not self.statistics.endswith(".npz"):
+            return {}
+        found = Prototypes.load(self.statistics)
+        return {"centroids": found.shape[0], "dim": found.shape[1], "momentum": found.momentum}
 
     def find(self, head: EntropyHead, run_over: Callable[..., Any], dim: int, centroids: int = 1) -> Prototypes:
         """Prototypes of a head's datasets; says in the log what they are.
@@ -141,9 +159,10 @@ class PrototypeSource:
         found = Prototypes.load(self.statistics)
         if dict(found.classes) != dict(classes):
             raise ConfigError(f"{self.statistics} is of {dict(found.classes)}, the model has {dict(classes)}")
-        shapes = {vectors.shape[1:] for vectors in found.vectors.values()}
-        if shapes != {(centroids, dim)}:
-            raise ConfigError(f"{self.statistics} has prototypes of shape {shapes}, the model wants {(centroids, dim)}")
+        if found.shape != (centroids, dim):
+            raise ConfigError(
+                f"{self.statistics} has prototypes of shape {found.shape}, the model wants {(centroids, dim)}"
+            )
         logger.info("prototypes are those of %s", self.statistics)
         return found
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import runpy
 
 import numpy as np
+import pytest
+import tiny_run
 import torch
 from run_state import assert_same, final_state
 
@@ -53,6 +56,25 @@ def test_prototypes_of_a_first_phase_and_other_starting_weights(tiny_train):
     own = tiny_train(*KEYS, *ENTROPY, "SOLVER.MAX_ITER", "1", out="own")
     for dataset, vectors in prototypes_of(second).items():
         assert vectors.any() and not torch.allclose(vectors, prototypes_of(own)[dataset])
+
+
+def test_a_file_of_prototypes_says_what_the_module_is(tiny_train, tiny_argv, tmp_path, capsys):
+    """d, number of centroids, and momentum, by tools/prototypes.py."""
+    labelled = ["DATASETS.TRAIN", str(ENTRIES[:2]), "DATALOADER.WEIGHTS", "(2, 2)", "SOLVER.MAX_ITER", "1"]
+    weights = ["MODEL.WEIGHTS", str(tiny_train(*KEYS, *labelled, out="first") / "model_final.pth")]
+    tool = runpy.run_path(str(tiny_run.ROOT / "tools" / "prototypes.py"))["main"]
+    moved = {}
+    for name, options in {"three": ["--centroids=3"], "moving": ["--momentum=0.5"], "frozen": []}.items():
+        file = tmp_path / f"{name}.npz"
+        assert tool(tiny_argv(*KEYS, *ENTROPY, *weights, "--dim=5", f"--output={file}", *options, out="tool")) == 0
+        keys = [*KEYS, *ENTROPY, *weights, "SOLVER.MAX_ITER", "1", "MODEL.SEM_SEG_HEAD.CLASS_STATISTICS", str(file)]
+        found, kept = Prototypes.load(file), prototypes_of(tiny_train(*keys, out=name))
+        assert found.shape == (3 if name == "three" else 1, 5)
+        assert all(kept[dataset].shape == vectors.shape for dataset, vectors in found.vectors.items())
+        moved[name] = any(not np.allclose(kept[d], vectors) for d, vectors in found.vectors.items())
+    assert moved == {"three": False, "moving": True, "frozen": False}
+    with pytest.raises(SystemExit):
+        tool(tiny_argv("--centroids=2", "--momentum=0.5", f"--output={file}"))
 
 
 def test_two_processes_measure_the_prototypes_of_one(start, tiny_train, tmp_path):

@@ -56,7 +56,7 @@ class EntropyModule(nn.Module):
     ) -> None:
         super().__init__()
         if momentum < 1 and centroids > 1:
-            raise ValueError("prototypes that follow the labelled pixels are means: take centroids=1, or momentum=1")
+            raise ConfigError("prototypes that follow the labelled pixels are means: take centroids=1, or momentum=1")
         self.dim, self.centroids, self.momentum, self.pca_start = min(dim, channels), centroids, momentum, pca_start
         self.embedding = nn.Conv2d(channels, self.dim, kernel_size=1)
         self.prototypes = nn.Module()
@@ -169,13 +169,14 @@ class EntropyHead(Head):
         keys = cfg.MODEL.SEM_SEG_HEAD
         base = PerDatasetHead(cfg, input_shape)
         classes = {dataset: base.own_space(dataset).num_classes for dataset in base.datasets}
+        source = PrototypeSource.from_config(cfg)
         return {
             "base": base,
-            "entropy": EntropyModule(base.trunk.out_channels, classes),
+            "entropy": EntropyModule(base.trunk.out_channels, classes, **source.module_settings()),
             "loss_type": keys.LOSS_TYPE or "entropy",
             "weights": keys.ENTROPY_WEIGHTS,
             "cosine_scale": keys.COSINE_SCALE,
-            "source": PrototypeSource.from_config(cfg),
+            "source": source,
         }
 
     @property

@@ -29,12 +29,17 @@ from ..weak_maps import box_map, hard_box_map, tag_map
 from .head import Head
 from .trunk import Trunk
 
-__all__ = ["LOSS_TYPES", "HierarchicalHead", "training_hierarchy"]
+__all__ = ["LOSS_TYPES", "HierarchicalHead", "HierarchicalHeadWithoutVoid", "training_hierarchy"]
 
 logger = logging.getLogger(__name__)
 
 #: Value of LOSS_TYPE -> (boxes as hard maps, strong and weak pixels of a classifier have means of their own).
-LOSS_TYPES = {"iv2018": (True, True), "iv2019": (False, False)}
+LOSS_TYPES = {
+    "iv2018": (True, True),
+    "iv2019": (False, False),
+    "iv2018_shared_norm": (True, False),
+    "iv2019_separate_norm": (False, True),
+}
 #: A weak pixel counts where some child has at least this share, and void leaves more than it.
 _MIN_SHARE = 0.01
 
@@ -53,7 +58,8 @@ class HierarchicalHead(Head):
         label_spaces: for each dataset the space that its labels are in.
         hierarchy: the tree of these.
         loss_type: ``"iv2019"``: shares of boxes, one mean over strong and weak pixels of a classifier; ``"iv2018"``:
-            every pixel takes the class of its box, and strong and weak pixels have means of their own.
+            every pixel takes the class of its box, and strong and weak pixels have means of their own;
+            ``"iv2019_separate_norm"`` and ``"iv2018_shared_norm"`` have the other's means.
         child_weight: factor of all classifiers below the root.
         fill_void: in evaluation, whether void is replaced by the most probable class.
 
@@ -261,6 +267,16 @@ class HierarchicalHead(Head):
                 torch.from_numpy(table), space.num_classes, self.fill_void,
             )  # fmt: skip
         return replace(self._chains[key], fill_void=self.fill_void)
+
+
+@SEM_SEG_HEADS_REGISTRY.register()
+class HierarchicalHeadWithoutVoid(HierarchicalHead):
+    """The same, of which it can load checkpoints; in evaluation void is replaced by the most probable class."""
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
+        """Arguments of :class:`HierarchicalHead`."""
+        return {**super().from_config(cfg, input_shape), "fill_void": True}
 
 
 def training_hierarchy(cfg: CfgNode) -> Hierarchy:

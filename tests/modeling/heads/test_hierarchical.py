@@ -226,3 +226,11 @@ def test_any_label_space_is_answered():
     found = head.score_map(Resized(scores[0], SIZE), asked)
     assert found.channels == 4
     assert found.full().shape == (4, *SIZE)
+
+
+@pytest.mark.parametrize(
+    ("loss_type", "hard", "separate"), [("iv2018_shared_norm", True, False), ("iv2019_separate_norm", False, True)]
+)
+def test_boxes_and_means_are_choices_of_their_own(loss_type, hard, separate):
+    head = make_head(loss_type)
+    assert (head.hard_boxes, head.separate_norm) == (hard, separate)
