@@ -162,7 +162,7 @@ def check_options(options: argparse.Namespace | None, script: Path, arguments: l
             "MODEL.WEIGHTS" in arguments and not published
         ):  # of the run itself, or of another config's that it starts from
             written = {Path(cfg.OUTPUT_DIR)}
-            if script.name == "train_net.py" and "--eval-only" not in arguments:
+            if script.name in ("train_net.py", "prototypes.py") and "--eval-only" not in arguments:
                 written |= {Path(load_config(str(path)).OUTPUT_DIR) for path in (ROOT / "configs").rglob("*.yaml")}
             assert Path(cfg.MODEL.WEIGHTS).parent in written, f"no run writes {cfg.MODEL.WEIGHTS}"
     named = {*given.get("names", ()), *(given.get("datasets") or ()), given.get("space")} - {None, ""}
