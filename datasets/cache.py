@@ -70,7 +70,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     folder = os.environ.get(CACHE_VARIABLE)
     parser.add_argument("--cache", default=folder, help=f"the folder (default: ${CACHE_VARIABLE})")
     parser.add_argument("--remove", action="store_true", help="delete instead of decoding")
-    parser.add_argument("--verify", action="store_true", help="compare the contents of files, not only size and time")
+    parser.add_argument("--verify", action="store_true", help="compare contents on both sides, not only size and time")
     parser.add_argument("--root", help=f"data root (default: ${DATA_ROOT_VARIABLE}, else ./datasets)")
     parser.add_argument("--workers", type=int, default=default_workers(), help="processes (default: %(default)s)")
     options = parser.parse_args(arguments)

@@ -87,7 +87,8 @@ class PixelCache:
             path: of the image or label map.
             role: :data:`IMAGE`, or the encoding of a label map.
             decode: gives (H, W) or (H, W, 3) pixels.
-            verify: the contents of a file that was decoded before are compared, too, not only its size and time.
+            verify: the contents of a file that was decoded before, and its pixels here, are compared with their
+                checksums, too, not only size and time.
 
         Returns:
             Bytes written, 0 where nothing had to be done.
@@ -98,14 +99,14 @@ class PixelCache:
         """
         place = self.place(path, role)
         record = _record(place)
-        if record and not _difference(record, path) and not (verify and _sha256(path) != record["sha256"]):
+        if record and not _difference(record, path) and not (verify and _has_changed(record, place, path)):
             return 0
         stat = os.stat(path)  # before it is read: what is written meanwhile shows as a difference
         file = open_file(path)
         pixels = np.ascontiguousarray(decode(file))
         record = {"format": _FORMAT, "path": os.path.abspath(path), "role": role, "size": stat.st_size}
         record |= {"mtime_ns": stat.st_mtime_ns, "sha256": hashlib.sha256(file.data).hexdigest()}
-        record |= {"shape": pixels.shape, "dtype": pixels.dtype.str}
+        record |= {"shape": pixels.shape, "dtype": pixels.dtype.str, "pixels": zlib.crc32(pixels.data)}
         record["header"] = {name: getattr(file, name) for name in _HEADER_FIELDS}
         page = json.dumps({**record, "crc32": _crc32(record)}).encode().ljust(_PAGE)
         if len(page) > _PAGE:
@@ -154,6 +155,11 @@ def _record(place: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
         raise BadFileError(f"{place}: no file of decoded pixels ({problem}). Remove it.") from problem
+
+
+def _has_changed(record: dict[str, Any], place: Path, path: str) -> bool:
+    """Whether a file is not the one that was decoded, or its pixels are not those that were written."""
+    return _sha256(path) != record["sha256"] or zlib.crc32(place.read_bytes()[_PAGE:]) != record["pixels"]
 
 
 def _crc32(record: dict[str, Any]) -> int:

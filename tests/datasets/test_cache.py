@@ -166,6 +166,17 @@ def test_a_cut_file_of_the_cache_is_named(build, tmp_path):
             cache.open(path, IMAGE)
 
 
+def test_changed_pixels_are_found_and_decoded_again(build, tmp_path, capsys):
+    assert build() == 0
+    cache, path = PixelCache(tmp_path / "cache"), records()[2]["file_name"]
+    place = cache.place(path, IMAGE)
+    whole = place.read_bytes()
+    place.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert build() == 0 and ", 12 were there" in capsys.readouterr().out.split("\n")[-2]
+    assert build("cached_png_train", "--verify") == 0 and "1 files decoded" in capsys.readouterr().out
+    assert place.read_bytes() == whole
+
+
 def test_it_is_removed_by_one_command(build, tmp_path, script, capsys):
     assert build() == 0
     (tmp_path / "cache" / "mine.txt").write_text("not the cache's")
