@@ -30,7 +30,17 @@ from multiseg_d2.engine.config_file import default_config, load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 #: Not everything below datasets/: that is where people put their data.
-PLACES = ("*.md", "*.py", "benchmarks/**/*", "configs/**/*", "datasets/*", "datasets/samples/*", "docs/*", "tools/*")
+PLACES = (
+    "*.md",
+    "*.py",
+    "benchmarks/**/*",
+    "configs/**/*",
+    "datasets/*",
+    "datasets/samples/*",
+    "docs/**/*",
+    "examples/*",
+    "tools/*",
+)
 FILES = [path for place in PLACES for path in sorted(ROOT.glob(place)) if path.suffix in (".md", ".py", ".yaml")]
 DOCUMENTS = [path for path in FILES if path.suffix == ".md"]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -222,6 +232,14 @@ def test_links_lead_somewhere(path):
         if anchor:
             headings = re.findall(r"^#+ (.+)$", linked.read_text(encoding="utf-8"), re.MULTILINE)
             assert anchor in {re.sub(r"[^\w\- ]", "", h).strip().lower().replace(" ", "-") for h in headings}, target
+
+
+def test_every_page_of_the_documentation_is_in_the_menu_of_the_site():
+    """A page that the menu names and that is not there is an error of mkdocs itself; here also the reverse."""
+    menu = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").split("nav:")[1].split("plugins:")[0]
+    named = re.findall(r"([\w/]+\.md)$", menu, re.MULTILINE)
+    pages = [path.relative_to(ROOT / "docs").as_posix() for path in sorted((ROOT / "docs").rglob("*.md"))]
+    assert sorted(named) == pages
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
