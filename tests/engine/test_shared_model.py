@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
 
 from multiseg_d2.checkpoint import CheckpointError
 from multiseg_d2.checkpoint.file import read_checkpoint, write_checkpoint
@@ -152,6 +153,7 @@ def test_the_tool_and_a_fresh_process(tmp_path, monkeypatch, capsys):
     """Four label spaces in an EfficientNet-Lite0: one command writes it, another process needs the file alone."""
     monkeypatch.chdir(ROOT)
     sys.path.insert(0, str(ROOT / "tools"))
+    import label_in_spaces
     import share
 
     config = "configs/quickstart/four_datasets.yaml"
@@ -165,6 +167,10 @@ def test_the_tool_and_a_fresh_process(tmp_path, monkeypatch, capsys):
     assert share.main(["--config-file", config, "--weights", str(weights), "--output", str(path), *tested]) == 0
     assert "MB, label spaces bdd100k, camvid, coco_stuff, idd, kitti" in capsys.readouterr().out
     assert path.stat().st_size < 15e6
+    Image.fromarray(picture()).save(tmp_path / "street.png")
+    options = ["--model", str(path), "--picture", str(tmp_path / "street.png"), "--output", str(tmp_path / "four.png")]
+    assert label_in_spaces.main(options) == 0 and "coco_stuff: 171 classes" in capsys.readouterr().out
+    assert Image.open(tmp_path / "four.png").size == (2 * 61, 2 * (45 + 24))
     idd = MetadataCatalog.get("idd_val").label_space.num_classes
     code = (
         "import sys, json, numpy as np\nfrom multiseg_d2.engine import Predictor\n"
