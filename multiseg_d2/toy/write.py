@@ -25,7 +25,7 @@ __all__ = ["FOLDER", "SPLITS", "ToyFilesError", "ToySplit", "draw_split_scene", 
 #: Folder of the toy sets below the data root.
 FOLDER = "toy"
 #: Raise it when drawings change: folders of older versions are then not taken for current ones.
-_VERSION = 1
+_VERSION = 2
 _MANIFEST = "manifest.json"
 
 
@@ -69,6 +69,8 @@ SPLITS = (
     ToySplit("night", "test", 0.5, ".png", "night", concepts=True),
     ToySplit("evening", "train", 2, ".jpg", "evening"),
     ToySplit("evening", "val", 0.5, ".jpg", "evening", labels="toy_evening"),
+    ToySplit("nightfall", "train", 2, ".jpg", "night"),
+    ToySplit("nightfall", "val", 0.5, ".jpg", "night", labels="toy_nightfall"),
     ToySplit("box", "train", 2, ".jpg", "mixed", weak="toy_box"),
     ToySplit("tag", "train", 2, ".jpg", "mixed", weak="toy_tag"),
 )
