@@ -54,6 +54,7 @@ class DrawDataset(Dataset):
         mapper: ``mapper(dataset_dict, rng) -> sample``.
         skip_bad_files: put the next good image of the same set in the place of one that cannot be read, and name the
             bad file in the sample; False = raise.
+        choose: ``choose(draw) -> index`` of the image, a pure function; None = the draw's own.
     """
 
     def __init__(
@@ -61,16 +62,18 @@ class DrawDataset(Dataset):
         datasets: Sequence[Sequence[dict]],
         mapper: Callable[[dict, np.random.Generator], dict],
         skip_bad_files: bool = False,
+        choose: Callable[[Draw], int] | None = None,
     ) -> None:
         self.datasets = list(datasets)
         self.mapper = mapper
+        self.choose = choose
         self.skip_bad_files = skip_bad_files
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
-        dataset = self.datasets[draw.dataset]
+        dataset, index = self.datasets[draw.dataset], draw.index if self.choose is None else self.choose(draw)
         skipped: dict[str, str] = {}  # file -> what is wrong with it
         for substitute in range(min(_SUBSTITUTES, len(dataset))):
-            dataset_dict = dataset[(draw.index + substitute) % len(dataset)]
+            dataset_dict = dataset[(index + substitute) % len(dataset)]
             try:
                 sample = self.mapper(dataset_dict, np.random.default_rng(draw.seed))
             except BadFileError as e:
@@ -191,6 +194,7 @@ def build_train_loader(
     *,
     entries: Sequence[str] | None = None,
     origin: int = 0,
+    choose: Callable[[Draw], int] | None = None,
 ) -> TrainLoader:
     """The training loader of this process.
 
@@ -203,6 +207,7 @@ def build_train_loader(
         entries: names in the catalog, or views, to train on instead of DATASETS.TRAIN. Which images views stand for
             is written to ``views.json`` in OUTPUT_DIR.
         origin: step of the run with which these data begin: the schedule, its epochs included, counts from there.
+        choose: see :class:`DrawDataset`.
 
     Returns:
         An endless iterable of lists of samples: this rank's part of each step.
@@ -219,8 +224,9 @@ def build_train_loader(
     datasets = [_load(name) for name in entries]
     schedule, first = build_schedule(cfg, [len(d) for d in datasets], origin), start_step - origin
     world = comm.get_world_size()
+    mapper = TrainMapper(cfg, entries=entries) if mapper is None else mapper
     loader = TrainLoader(
-        DrawDataset(datasets, TrainMapper(cfg, entries=entries) if mapper is None else mapper, max_bad_files > 0),
+        DrawDataset(datasets, mapper, max_bad_files > 0, choose),
         schedule,
         first,
         cfg.DATALOADER.NUM_WORKERS,

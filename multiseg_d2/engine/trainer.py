@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from ..checkpoint.file import check_plain, write_checkpoint
 from ..checkpoint.resume import ResumeError, check_parameter_names, check_sizes, log_config_changes, run_facts
 from ..data import loader
 from ..data.mapper import Centre, TrainMapper
+from ..data.schedule import Draw
 from ..evaluation import build_evaluator, with_means, write_report
 from .dataset_pass import PassLoader, run_over
 from .ema import EMAHook
@@ -77,6 +78,8 @@ class Trainer(DefaultTrainer):
         evaluations: how many this process has done.
         crop_centre: where training crops are centred (``TrainMapper``'s ``centre``), None for random crops; set by
             hooks before :meth:`use_training_data`.
+        choose_image: which image stands for a draw (``DrawDataset``'s ``choose``), None for the drawn one; set by hooks
+            in ``before_train``.
         evaluation_wanted: set by a hook in ``after_step``: evaluate, and save, after this step as well.
     """
 
@@ -95,6 +98,7 @@ class Trainer(DefaultTrainer):
         self.evaluations = 0
         self.evaluation_wanted = False
         self.crop_centre: Centre | None = None
+        self.choose_image: Callable[[Draw], int] | None = None
 
         seed_step(self.cfg.SEED, 0, rank=0)  # all processes start from the same weights
         model = self.build_model(self.cfg)
@@ -145,10 +149,11 @@ class Trainer(DefaultTrainer):
         entries: Sequence[str] | None = None,
         origin: int = 0,
         centre: Centre | None = None,
+        choose: Callable[[Draw], int] | None = None,
     ) -> Iterable[list[dict]]:
         """This process's batches for ``start_step``, the next step, and so on; see :meth:`use_training_data`."""
         mapper = None if centre is None else TrainMapper(cfg, entries=entries, centre=centre)
-        return loader.build_train_loader(cfg, start_step, mapper=mapper, entries=entries, origin=origin)
+        return loader.build_train_loader(cfg, start_step, mapper=mapper, entries=entries, origin=origin, choose=choose)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> PassLoader:
@@ -235,11 +240,11 @@ class Trainer(DefaultTrainer):
 
     def _make_loader(self, step: int) -> Iterable[list[dict]]:
         entries, origin = self.training_data
-        if self.training_data == (tuple(self.cfg.DATASETS.TRAIN), 0):
-            made = self.build_train_loader(self.cfg, step)
-        else:
-            centred = {} if self.crop_centre is None else {"centre": self.crop_centre}
-            made = self.build_train_loader(self.cfg, step, entries=entries, origin=origin, **centred)
+        options: dict[str, Any] = {"centre": self.crop_centre, "choose": self.choose_image}
+        options = {name: value for name, value in options.items() if value is not None}
+        if self.training_data != (tuple(self.cfg.DATASETS.TRAIN), 0):
+            options |= {"entries": entries, "origin": origin}
+        made = self.build_train_loader(self.cfg, step, **options)
         if hasattr(made, "schedule"):  # the order of the data depends on the sizes, which only the loader knows
             sizes = dict(zip(entries, made.schedule.sizes))
             goes_on = step == self.start_iter > 0 and origin == self._saved_origin

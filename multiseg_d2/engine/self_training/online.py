@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from torch import Tensor
 
+from ...data.labels import label_targets
 from ...label_space import IGNORE
 from ...user_error import ConfigError
 from ..ranks import unwrapped
 from .data import check_target_is_not_scored, source_and_target
+from .mining import MiningRule
+from .rare_images import RareImages, class_pixels
 from .teacher import NO_TEACHER, real_pixels, teach
 
 __all__ = ["OnlineSelfTrainingHook", "class_mix", "quality"]
@@ -30,9 +34,10 @@ class OnlineSelfTrainingHook(HookBase):
     The teacher has the averaged weights (``MODEL.EMA_DECAY``). Of a source image, half of the classes (rounded up) are
     cut out and laid over the target image, with their labels; everywhere else the label is the teacher's, and weighs as
     much as the share of the image's pixels that the teacher is sure of. What is drawn depends on seed and step alone.
+    With ``SELF_TRAINING.MINING``, source images (and crops) with classes that are rare in the source come more often.
 
     Args:
-        cfg: ``DATASETS`` and ``MODEL.EMA_DECAY`` are used.
+        cfg: ``DATASETS``, ``SELF_TRAINING.MINING`` and ``MODEL.EMA_DECAY`` are used.
 
     Raises:
         ValueError: there is no teacher, no source or no target.
@@ -45,13 +50,16 @@ class OnlineSelfTrainingHook(HookBase):
             raise ConfigError(NO_TEACHER.format(policy="online"))
         self.cfg = cfg
         self.source, self.target = source_and_target(cfg)
+        self.mining = MiningRule.of("SELF_TRAINING.MINING", cfg.SELF_TRAINING.MINING)
 
     def before_train(self) -> None:
-        """Puts itself between loader and model."""
+        """Puts itself between loader and model; looks for rare classes in the source."""
         if not self.cfg.SELF_TRAINING.LABEL_SCORED:
             check_target_is_not_scored(self.cfg)
         self._check_spaces()
         self.trainer.transforms.append(self.mix)
+        if self.mining.probability > 0:
+            self._sample_rare_classes()
 
     def mix(self, samples: Sequence[Sample]) -> list[Sample]:
         """The step's samples with labelled mixtures in place of the unlabelled ones."""
@@ -82,6 +90,15 @@ class OnlineSelfTrainingHook(HookBase):
                 }
             )
         return result
+
+    def _sample_rare_classes(self) -> None:
+        entries = self.cfg.DATASETS.TRAIN
+        targets = label_targets(self.source, self.cfg.DATASETS.REMAP_TO)
+        pixels = [class_pixels(entry, targets[entry]) if entry in targets else None for entry in entries]
+        crops = self.mining.crops(np.sum([counts.sum(0) for counts in pixels if counts is not None], axis=0))
+        if crops is not None:
+            self.trainer.crop_centre = crops
+            self.trainer.choose_image = RareImages.of(pixels, crops.classes, crops.probability)
 
     def _check_spaces(self) -> None:
         from detectron2.data import MetadataCatalog
