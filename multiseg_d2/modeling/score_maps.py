@@ -16,10 +16,12 @@ from torch import Tensor
 
 from .interpolation import Bilinear, tiles
 
-__all__ = ["MeanOverViews", "MeanOverWindows", "Mirrored", "Resized", "ScoreMap", "piece_pixels"]
+__all__ = ["MeanOverViews", "MeanOverWindows", "Mirrored", "Resized", "Restricted", "ScoreMap", "piece_pixels"]
 
 #: Scores of one piece: a CPU core's cache (2 MiB of float32), or enough to keep another device busy (128 MiB).
 _CPU_SCORES, _DEVICE_SCORES = 1 << 19, 1 << 25
+#: How far below the lowest score of a pixel a channel is that is left out: exp(-30) = 1e-13.
+_NEVER = 30.0
 
 
 class ScoreMap(ABC):
@@ -127,6 +129,30 @@ class Mirrored(ScoreMap):
 
     def _mirrored(self, columns: slice) -> slice:
         return slice(self.size[1] - columns.stop, self.size[1] - columns.start)
+
+
+class Restricted(ScoreMap):
+    """Scores of which some channels can never win; the probabilities of the others sum to 1 again.
+
+    Args:
+        inner: all scores.
+        allowed: (C,) bool, False where a channel is left out.
+    """
+
+    def __init__(self, inner: ScoreMap, allowed: Tensor) -> None:
+        self.inner, self.channels, self.size, self.activation = inner, inner.channels, inner.size, inner.activation
+        self.left_out = ~allowed.to(inner.device)
+
+    @property
+    def parts(self) -> list[Tensor | ScoreMap]:
+        """See :class:`ScoreMap`."""
+        return [self.inner]
+
+    def tile(self, rows: slice, columns: slice) -> Tensor:
+        """See :class:`ScoreMap`."""
+        scores = self.inner.tile(rows, columns)
+        scores[self.left_out] = scores.amin(0) - _NEVER
+        return scores
 
 
 class MeanOverWindows(ScoreMap):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 
+from ...modeling.heads import registered_heads
 from .consistency import ConsistencyHook
 from .hook import SelfTrainingHook
 from .online import OnlineSelfTrainingHook
@@ -31,8 +32,20 @@ def self_training_hooks(cfg: CfgNode) -> list[HookBase]:
 
 
 def self_training_problems(cfg: CfgNode) -> Iterator[str]:
-    """What is wrong with ``SELF_TRAINING``, before anything is built."""
+    """What is wrong with ``SELF_TRAINING``, before anything is built; the head is a known one."""
     try:
         self_training_hooks(cfg)
     except ValueError as problem:
         yield str(problem)
+    keys, name = cfg.SELF_TRAINING, cfg.MODEL.SEM_SEG_HEAD.NAME
+    if registered_heads()[name].weighs_pixels(cfg):
+        return
+    loss = f"{name} with LOSS_TYPE {cfg.MODEL.SEM_SEG_HEAD.LOSS_TYPE!r}"
+    advice = "softmax heads only: PerDatasetHead, or UnifiedHead with LOSS_TYPE 'cross_entropy'"
+    if keys.POLICY in _ONLINE:
+        yield f"SELF_TRAINING.POLICY {keys.POLICY!r} weighs pixels, which {loss} cannot: {advice}"
+    if keys.REGULARIZER[0] != "none":
+        yield (
+            f"SELF_TRAINING.REGULARIZER {tuple(keys.REGULARIZER)} asks for soft labels or a term of a softmax, which "
+            f"{loss} does not have; hard labels it learns from. For {advice}"
+        )

@@ -164,6 +164,11 @@ class EntropyHead(Head):
         self.source = source or PrototypeSource()
 
     @classmethod
+    def weighs_pixels(cls, cfg: CfgNode) -> bool:
+        """They do, see :class:`.Head`."""
+        return True
+
+    @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
         """Arguments by ``MODEL.SEM_SEG_HEAD`` and the label spaces of ``DATASETS.TRAIN``."""
         keys = cfg.MODEL.SEM_SEG_HEAD
@@ -205,6 +210,10 @@ class EntropyHead(Head):
             ]
             for dataset, space in spaces.items()
         }
+
+    def teaches(self, dataset: str, space: LabelSpace) -> bool:
+        """As the per-dataset head, see :class:`.Head`."""
+        return self.base.teaches(dataset, space)
 
     def logits(self, features: dict[str, Tensor], space: LabelSpace) -> Tensor:
         """Scores by the per-dataset head, see :class:`.Head`."""

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
+from detectron2.config import CfgNode
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
@@ -58,6 +59,14 @@ class Head(nn.Module, ABC):
         self.datasets = tuple(label_spaces)
         self.spaces = {space.name: space for space in label_spaces.values()}
         self.space_of = {dataset: space.name for dataset, space in label_spaces.items()}
+
+    @classmethod
+    def weighs_pixels(cls, cfg: CfgNode) -> bool:
+        """Whether its losses know soft labels, weights of pixels and CRST's regularisers (:class:`.SoftmaxLoss`).
+
+        Where they do not, self-training that needs these is refused rather than done without them.
+        """
+        return False
 
     @abstractmethod
     def losses(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
@@ -113,6 +122,10 @@ class Head(nn.Module, ABC):
     def unnameable(self, space: LabelSpace) -> tuple[str, ...]:
         """Classes of a label space that it scores which it can never predict; of its own spaces there are none."""
         return ()
+
+    def teaches(self, dataset: str, space: LabelSpace) -> bool:
+        """Whether labels of a dataset train what scores the classes of one of its label spaces."""
+        return self.scores_any_space or self.space_of[dataset] == space.name
 
     def own_space(self, dataset: str) -> LabelSpace:
         """Label space in which a dataset's labels reach the head."""

@@ -61,6 +61,11 @@ class PerDatasetHead(Head):
         self.auxiliary_classifiers = None if side is None else self._classifiers(side.out_channels)
 
     @classmethod
+    def weighs_pixels(cls, cfg: CfgNode) -> bool:
+        """They do, see :class:`.Head`."""
+        return True
+
+    @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
         """Arguments by ``MODEL.SEM_SEG_HEAD`` and the label spaces of ``DATASETS.TRAIN``."""
         keys = cfg.MODEL.SEM_SEG_HEAD
@@ -99,6 +104,10 @@ class PerDatasetHead(Head):
         """Scores by the classifier of a label space, see :class:`.Head`."""
         classifier = self.classifiers[self.classifier_key(space)]
         return classifier(self.trunk(features))
+
+    def teaches(self, dataset: str, space: LabelSpace) -> bool:
+        """Whether the two have one classifier, see :class:`.Head`."""
+        return self.classifier_of[self.space_of[dataset]] == self.classifier_of[space.name]
 
     def classifier_key(self, space: LabelSpace) -> str:
         """Which classifier scores in a label space. Override it to let unseen datasets in.
@@ -175,7 +184,14 @@ class SoftmaxLoss:
         return cls(*cfg.SELF_TRAINING.REGULARIZER) if cfg.SELF_TRAINING.ROUNDS > 0 else cls()
 
     def __call__(
-        self, logits: Tensor, target: Tensor, batch: Batch, images: slice, divisor: Tensor | None, ignore: int = IGNORE
+        self,
+        logits: Tensor,
+        target: Tensor,
+        batch: Batch,
+        images: slice,
+        divisor: Tensor | None,
+        ignore: int = IGNORE,
+        columns: Tensor | None = None,
     ) -> Tensor:
         """Scalar; zero, and still attached to the graph, where nothing is labelled.
 
@@ -186,6 +202,7 @@ class SoftmaxLoss:
             images: which part.
             divisor: count of the step that sums over pixels are divided by, mean over the processes.
             ignore: id of pixels without a label.
+            columns: (C',) channel of each class of the soft labels, negative for none; None: class c has channel c.
         """
         samples = batch.inputs[images]
         weights = batch.stack("confidence", 1.0, images) if any("confidence" in s for s in samples) else None
@@ -193,13 +210,22 @@ class SoftmaxLoss:
         if not soft:
             loss = cross_entropy(logits, target, divisor=divisor, ignore=ignore, weights=weights)
         else:
-            loss = _mixed(logits, target, batch.stack("soft_label", 0.0, images), soft, weights, divisor, ignore)
+            shares = batch.stack("soft_label", 0.0, images)
+            shares = shares if columns is None else _in_columns(shares, columns, logits.shape[1])
+            loss = _mixed(logits, target, shares, soft, weights, divisor, ignore)
         return loss + self._regularization(logits, target, samples, ignore) if self.regularizer else loss
 
     def _regularization(self, logits: Tensor, target: Tensor, samples: Sequence[dict], ignore: int) -> Tensor:
         pseudo = torch.tensor([bool(s.get("pseudo")) for s in samples], device=target.device)
         mask = (target != ignore) & pseudo.view(-1, 1, 1)  # (M, H, W)
         return self.weight * confidence_loss(logits, target.shape[-2:], self.regularizer, mask)
+
+
+def _in_columns(shares: Tensor, columns: Tensor, channels: int) -> Tensor:
+    """(M, C', H, W) shares of a dataset's classes -> (M, C, H, W) of the channels."""
+    known = columns >= 0
+    spread = shares.new_zeros(len(shares), channels, *shares.shape[-2:])
+    return spread.index_add_(1, columns[known], shares[:, known])
 
 
 def _mixed(

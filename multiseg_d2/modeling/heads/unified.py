@@ -20,9 +20,10 @@ from ...unified import NO_CLASS, UnifiedClasses
 from ...user_error import ConfigError
 from ..batch import Batch
 from ..catalog import UnknownLabelSpaceError, training_spaces
-from ..losses import binary_loss, cross_entropy
+from ..losses import binary_loss
 from ..relations import RelationSource
 from .head import Head
+from .per_dataset import SoftmaxLoss
 from .trunk import Trunk
 
 __all__ = ["LOSS_TYPES", "CosineClassifier", "UnifiedHead"]
@@ -50,6 +51,7 @@ class UnifiedHead(Head):
         label_spaces: for each dataset the space that its labels are in, in the order of training.
         loss_type: ``"cross_entropy"`` (softmax over the union), ``"bce"`` (what a dataset cannot name is a negative),
             ``"null_bce"`` (it is left out) or ``"relational_bce"`` (it is what the relations say).
+        softmax_loss: what ``"cross_entropy"`` is computed by.
         cosine_scale: factor of the cosine between feature and class vector; 0 = a linear classifier.
         relations: where the relations of ``"relational_bce"`` come from; until :meth:`prepare` has asked for them,
             there are none.
@@ -70,6 +72,7 @@ class UnifiedHead(Head):
         trunk: Trunk,
         label_spaces: Mapping[str, LabelSpace],
         loss_type: str = "null_bce",
+        softmax_loss: SoftmaxLoss | None = None,
         cosine_scale: float = 0.0,
         relations: RelationSource | None = None,
     ) -> None:
@@ -79,6 +82,7 @@ class UnifiedHead(Head):
         self.union = UnifiedClasses.of(label_spaces)
         self.universal = self.union.names
         self.loss_type, self.cosine_scale = loss_type, float(cosine_scale)
+        self.softmax_loss = softmax_loss or SoftmaxLoss()
         self.activation = "softmax" if loss_type == "cross_entropy" else "sigmoid"
         self.trunk = trunk
         self.classifier = self._classifier(trunk.out_channels)
@@ -91,6 +95,11 @@ class UnifiedHead(Head):
             unrelated = np.stack([no_relations(row) for row in self.union.present])
             self.register_buffer("relations", torch.from_numpy(unrelated))  # (K, U, U) int8
         self._columns: dict[tuple, list[list[int]]] = {}
+
+    @classmethod
+    def weighs_pixels(cls, cfg: CfgNode) -> bool:
+        """Only the cross-entropy does, see :class:`.Head`."""
+        return cfg.MODEL.SEM_SEG_HEAD.LOSS_TYPE == "cross_entropy"
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
@@ -110,6 +119,7 @@ class UnifiedHead(Head):
             "trunk": Trunk(cfg, input_shape),
             "label_spaces": training_spaces(cfg),
             "loss_type": keys.LOSS_TYPE or "null_bce",
+            "softmax_loss": SoftmaxLoss.from_config(cfg),
             "cosine_scale": keys.COSINE_SCALE,
             "relations": RelationSource.from_config(cfg) if relational else None,
         }
@@ -144,7 +154,8 @@ class UnifiedHead(Head):
             target = self.union_ids[k][batch.targets[images].long()]  # (N_k, H, W) union ids or NO_CLASS
             own, options = scores[images], {"divisor": divisor, "ignore": NO_CLASS}  # (N_k, U, h, w)
             if self.loss_type == "cross_entropy":
-                loss = cross_entropy(own, target, **options)
+                columns = self.union_ids[k, : self.own_space(dataset).num_classes]
+                loss = self.softmax_loss(own, target, batch, images, columns=columns, **options)
             elif self.loss_type == "bce":
                 loss = binary_loss(own, target, **options)
             elif self.loss_type == "null_bce":

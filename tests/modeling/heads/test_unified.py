@@ -315,3 +315,17 @@ def test_mean_responses_ignore_what_has_no_class():
     full = F.interpolate(scores[None], size=(8, 8), mode="bilinear", align_corners=False)[0]
     torch.testing.assert_close(torch.from_numpy(means[0]), full[:, labels == 0].double().mean(1))
     assert np.isnan(means[1]).all() and counts.tolist() == [32, 0]
+
+
+def test_soft_labels_reach_the_union_classes():
+    """Against the plain definition: shares of a dataset's classes are those of their union classes."""
+    head, (features, batch) = make_head("cross_entropy"), make_batch(["coarse", "fine"])
+    shares = torch.rand(4, *SIZE, generator=torch.Generator().manual_seed(3)).softmax(0)
+    shares = shares * (batch.targets[1] != 255)
+    batch.inputs = [{"dataset": "coarse"}, {"dataset": "fine", "soft_label": shares}]
+    scores = F.interpolate(head.classifier(features["x"]), size=SIZE, mode="bilinear", align_corners=False)
+    expected = 0.0
+    for name, share in zip(SPACES["fine"].classes, shares):
+        expected = expected - (share * scores[1].log_softmax(0)[ORDER.index(name)]).sum()
+    found = head.losses(features, batch)["loss_fine"]
+    torch.testing.assert_close(found, expected / batch.total_valid, rtol=1e-4, atol=1e-6)
