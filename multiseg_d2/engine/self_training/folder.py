@@ -65,7 +65,12 @@ class PseudoLabels:
         return self.partial
 
     def finish(
-        self, facts: Mapping[str, Any], classes: Sequence[Mapping[str, Any]], images: Sequence[str], soft: bool
+        self,
+        facts: Mapping[str, Any],
+        classes: Sequence[Mapping[str, Any]],
+        images: Sequence[str],
+        soft: bool,
+        dataset: str = "",
     ) -> None:
         """Adds spec and manifest and renames the folder into place, on the main process.
 
@@ -74,15 +79,20 @@ class PseudoLabels:
             classes: name, colour and ``covers`` of the classes that the label files number, in order.
             images: ids of the labelled images.
             soft: whether there are soft labels beside the label maps.
+            dataset: whose classes these are; "" = the target's own.
         """
         if comm.is_main_process():
-            write_atomically(self.partial / _SPEC, yaml.safe_dump(self._spec(classes, images, soft), sort_keys=False))
+            write_atomically(
+                self.partial / _SPEC, yaml.safe_dump(self._spec(classes, images, soft, dataset), sort_keys=False)
+            )
             write_atomically(self.partial / _MANIFEST, json.dumps({**facts, "target": self.target}, indent=1))
             shutil.rmtree(self.folder, ignore_errors=True)
             os.replace(self.partial, self.folder)
         comm.synchronize()
 
-    def _spec(self, classes: Sequence[Mapping[str, Any]], images: Sequence[str], soft: bool) -> dict[str, Any]:
+    def _spec(
+        self, classes: Sequence[Mapping[str, Any]], images: Sequence[str], soft: bool, dataset: str
+    ) -> dict[str, Any]:
         metadata = MetadataCatalog.get(self.target)
         split = metadata.spec.splits[metadata.split]
         train = {"images": list(split.images), "labels": "./labels/{id}.png", "ids": list(images)}
@@ -90,7 +100,7 @@ class PseudoLabels:
             train["soft_labels"] = "./soft/{id}.npz"
         return {
             "name": self.name,
-            "dataset": metadata.dataset,
+            "dataset": dataset or metadata.dataset,
             "title": f"Pseudo-labels of {self.target}, round {self.number}",
             "encoding": "index",
             "raw_ids": "position",

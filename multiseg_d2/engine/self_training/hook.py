@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,9 @@ from detectron2.data import MetadataCatalog
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
+from ...data.loader import build_test_loader
+from ...data.mapper import EvaluationMapper
+from ...data.spec import DatasetSpec
 from ...label_space import LabelSpace
 from ...modeling.heads.per_dataset import REGULARIZERS
 from ...user_error import ConfigError
@@ -25,9 +28,10 @@ from .data import check_target_is_not_scored, first_images, most_confident, sour
 from .folder import PseudoLabelError, PseudoLabels
 from .labelling import ConfidenceCollector, LabelWriter, all_sum
 from .mining import MiningRule
-from .plots import write_round_plots
+from .plots import round_curves, write_label_pictures, write_round_plots
 from .priors import NO_PRIOR, load_prior
 from .rounds import Portion, RoundPlan
+from .target_space import TargetClasses
 from .thresholds import ConfidenceSamples
 
 __all__ = ["POLICIES", "CollapseError", "SelfTrainingHook"]
@@ -157,26 +161,32 @@ class SelfTrainingHook(HookBase):
                 logger.info("round %d: the labels of %s are there", number, labels.target)
             labelled.append(labels.register())
         write_round_plots(self.root, self.target)
+        round_curves(self.trainer.storage, self._labels(number))
         self._mine(number)
         self.trainer.use_training_data(self._entries(number, labelled), self.plan.origin(number))
 
     def _label(self, labels: PseudoLabels, number: int, weights: str) -> None:
         model = unwrapped(self.trainer.model)
-        metadata = MetadataCatalog.get(labels.target)
-        space = model.sem_seg_head.own_space(metadata.dataset)
+        classes = TargetClasses.of(model.sem_seg_head, self.source, labels.target)
+        space, allowed = classes.space, classes.allowed
         wants_prior = self.cfg.SELF_TRAINING.POLICY == "spatial_prior"
         prior = load_prior(self.cfg.SELF_TRAINING.PRIOR, space) if wants_prior else None
         folder, portion = labels.begin(), self.plan.target.of_round(number)
         samples = ConfidenceSamples(space.num_classes, folder, all_sum=all_sum)
-        score = partial(run_over, self.cfg, model, labels.target)
+        batches = build_test_loader(self.cfg, labels.target, _asking_for(EvaluationMapper(self.cfg), space.name))
+        score = partial(run_over, self.cfg, model, labels.target, batches=batches)
         activation = model.sem_seg_head.activation
         try:
             with self.trainer.evaluated_weights(), self.trainer.signals.all_saved():
                 logger.info("round %d: labelling %s, portion %.3f", number, labels.target, portion)
-                found = score(ConfidenceCollector(samples, activation, prior))
+                if allowed is not None:
+                    _refuse_own_norms(self.cfg, labels.target)
+                    names = [", ".join(part) or "none" for part in (classes.left_out, classes.unnameable)]
+                    logger.info("in the classes of %s without %s; not named: %s", space.name, *names)
+                found = score(ConfidenceCollector(samples, activation, prior, allowed))
                 thresholds = samples.thresholds(portion, POLICIES[self.cfg.SELF_TRAINING.POLICY])
                 chosen = most_confident(found["images"], self.images.of_round(number))
-                written = score(LabelWriter(folder, thresholds, activation, prior, self.alpha, chosen))
+                written = score(LabelWriter(folder, thresholds, activation, prior, self.alpha, chosen, allowed))
         finally:
             samples.close()
         _report(number, labels, space.classes, thresholds, found["predicted"], written)
@@ -189,11 +199,23 @@ class SelfTrainingHook(HookBase):
             "predicted_pixels": dict(zip(space.classes, found["predicted"].tolist())),
             "kept_pixels": dict(zip(space.classes, written["kept"].tolist())),
             "pixels": written["pixels"],
+            "left_out": list(classes.left_out),
+            "unnameable": list(classes.unnameable),
             "confidence_of_images": found["images"],
             "files": written["files"],
         }
-        spec = metadata.spec if metadata.label_space.name == space.name else None
-        labels.finish(facts, _classes(space, spec), chosen, soft=self.alpha > 0)
+        write_label_pictures(labels, space, chosen, self.cfg.TEST.NUM_PICTURES)
+        named = _classes(space, self._spec_of(space))
+        remapped = self.cfg.DATASETS.REMAP_TO if allowed is not None else ""
+        labels.finish(facts, named, chosen, self.alpha > 0, remapped)
+
+    def _spec_of(self, space: LabelSpace) -> DatasetSpec | None:
+        """The spec of a label space, which the target itself or another entry has; None where no entry has it."""
+        for entry in (*self.target, *self.source, *self.cfg.DATASETS.TEST):
+            metadata = MetadataCatalog.get(entry)
+            if metadata.label_space.name == space.name:
+                return metadata.spec
+        return None
 
     def _mine(self, number: int) -> None:
         """Centres crops on the classes that are rare in this round's predictions."""
@@ -249,14 +271,27 @@ def _report(
         )
 
 
-def _classes(space: LabelSpace, spec) -> list[dict[str, Any]]:
-    """Classes as a spec writes them: those of the target's own spec, or the names of another label space."""
+def _refuse_own_norms(cfg: CfgNode, target: str) -> None:
+    if cfg.MODEL.DATASET_NORM.ENABLED:
+        raise ConfigError(
+            f"self-training: {target} is labelled in the classes of {cfg.DATASETS.REMAP_TO} and trained as images "
+            "of it, so norms of its own would never be trained: set MODEL.DATASET_NORM.ENABLED to False"
+        )
+
+
+def _asking_for(mapper: Callable[[Any], Any], space: str) -> Callable[[dict], dict[str, Any]]:
+    """The mapper's samples with the label space in which scores are wanted: with REMAP_TO it is not the dataset's."""
+    return lambda record: {**mapper(record), "label_space": space}
+
+
+def _classes(space: LabelSpace, spec: DatasetSpec | None) -> list[dict[str, Any]]:
+    """Classes as a spec writes them, with what they cover; the names alone where no entry has the label space."""
     covers = {c.name: c.covers for c in spec.classes} if spec is not None else {}
     result = []
     for name, color in zip(space.classes, space.colors.tolist()):
         entry: dict[str, Any] = {"name": name, "color": color}
-        if covers.get(name) is not None:
-            entry["covers"] = list(covers[name])
+        if (covered := covers.get(name)) is not None:
+            entry["covers"] = list(covered)
         result.append(entry)
     return result
 

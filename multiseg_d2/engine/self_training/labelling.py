@@ -18,7 +18,7 @@ from ...atomic_file import write_atomically
 from ...data.soft_labels import encode_soft_label
 from ...label_space import IGNORE
 from ...modeling.inference import Prediction, confident_labels
-from ...modeling.score_maps import Resized, ScoreMap
+from ...modeling.score_maps import Resized, Restricted, ScoreMap
 from .selection import hard_labels, soft_labels
 from .thresholds import ConfidenceSamples
 
@@ -38,14 +38,22 @@ def all_sum(counts: np.ndarray) -> np.ndarray:
 class _Labeller(DatasetEvaluator):
     """What both passes share: the probabilities of an image, some rows at a time."""
 
-    def __init__(self, num_classes: int, activation: str, prior: Tensor | None) -> None:
+    def __init__(
+        self, num_classes: int, activation: str, prior: Tensor | None, allowed: np.ndarray | None = None
+    ) -> None:
         self.num_classes, self.activation, self.prior = num_classes, activation, prior
+        self.allowed = None if allowed is None else torch.from_numpy(allowed)
 
     def scores(self, output: Mapping[str, Any]) -> ScoreMap:
         """What a segmentor answered for an image, as scores that are computed where they are looked at."""
         if isinstance(output, Prediction):
-            return output.scores
-        return Resized(output["sem_seg"], output["sem_seg"].shape[-2:], activation=self.activation)
+            scores = output.scores
+        else:
+            scores = Resized(output["sem_seg"], output["sem_seg"].shape[-2:], activation=self.activation)
+        if self.allowed is None:
+            return scores
+        void = torch.ones(scores.channels - self.num_classes, dtype=torch.bool)
+        return Restricted(scores, torch.cat([self.allowed, void]))
 
     def bands(self, scores: ScoreMap) -> Iterator[Tensor]:
         """(1, C, rows, W) probabilities of the image from top to bottom, times the prior where there is one."""
@@ -71,10 +79,17 @@ class ConfidenceCollector(_Labeller):
         samples: takes the confidences in.
         activation: "softmax" or "sigmoid": what turns scores into probabilities.
         prior: (C, H, W) spatial prior in [0, 1] of the size of all images, or None.
+        allowed: (C,) bool, classes that labels may have; None: all.
     """
 
-    def __init__(self, samples: ConfidenceSamples, activation: str = "softmax", prior: Tensor | None = None) -> None:
-        super().__init__(samples.num_classes, activation, prior)
+    def __init__(
+        self,
+        samples: ConfidenceSamples,
+        activation: str = "softmax",
+        prior: Tensor | None = None,
+        allowed: np.ndarray | None = None,
+    ) -> None:
+        super().__init__(samples.num_classes, activation, prior, allowed)
         self.samples = samples
         self.images: dict[str, float] = {}
 
@@ -115,6 +130,7 @@ class LabelWriter(_Labeller):
         prior: (C, H, W), or None.
         alpha: strength of the entropy regulariser of the labels (LRENT), 0 for hard labels.
         images: ids of the images that get labels; None: all.
+        allowed: as for the first pass.
     """
 
     def __init__(
@@ -125,8 +141,9 @@ class LabelWriter(_Labeller):
         prior: Tensor | None = None,
         alpha: float = 0.0,
         images: Collection[str] | None = None,
+        allowed: np.ndarray | None = None,
     ) -> None:
-        super().__init__(len(thresholds), activation, prior)
+        super().__init__(len(thresholds), activation, prior, allowed)
         self.images = None if images is None else frozenset(images)
         self.folder, self.alpha = Path(folder), alpha
         self.thresholds = torch.from_numpy(np.asarray(thresholds, np.float32))

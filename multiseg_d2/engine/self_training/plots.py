@@ -1,4 +1,4 @@
-"""Curves over the rounds, from what the rounds left on disk: thresholds, kept shares, scores."""
+"""What the rounds look like: curves of thresholds, kept shares and scores, and some of the labels over their images."""
 
 from __future__ import annotations
 
@@ -7,13 +7,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
+from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
 
 from ...atomic_file import write_atomically
+from ...data.decode import read_image
+from ...evaluation import pictures
 from ...json_file import parse_json
+from ...label_space import LabelSpace
 from .folder import PseudoLabels
 
-__all__ = ["round_table", "write_round_plots"]
+__all__ = ["round_curves", "round_table", "write_label_pictures", "write_round_plots"]
 
 
 def round_table(root: str | Path, target: str) -> list[dict[str, Any]]:
@@ -46,6 +53,44 @@ def write_round_plots(root: str | Path, targets: Sequence[str]) -> None:
             after = [step for step in scores if step >= rounds[-1]["step"]]
             picture = _plot(rounds, scores[max(after)] if after else {}, target)
             write_atomically(Path(root, f"{PseudoLabels(root, 0, target).slug}.png"), picture)
+
+
+def round_curves(storage: EventStorage, rounds: Sequence[PseudoLabels]) -> None:
+    """Puts portion, thresholds and kept shares of a round into the event storage: for TensorBoard, by step.
+
+    Args:
+        storage: of the trainer.
+        rounds: the labels of the round, one per target; whole ones only are shown.
+    """
+    for labels in rounds:
+        manifest = labels.manifest()
+        if manifest is None:
+            continue
+        prefix, pixels = f"self_training/{labels.slug}", max(manifest["pixels"], 1)
+        storage.put_scalar(f"{prefix}/portion", manifest["settings"]["portion"], smoothing_hint=False)
+        for name, threshold in manifest["thresholds"].items():
+            storage.put_scalar(f"{prefix}/threshold/{name}", threshold, smoothing_hint=False)
+            kept = manifest["kept_pixels"][name] / pixels
+            storage.put_scalar(f"{prefix}/kept/{name}", kept, smoothing_hint=False)
+
+
+def write_label_pictures(labels: PseudoLabels, space: LabelSpace, images: Sequence[str], number: int) -> None:
+    """Draws some of the labels over their images into the unfinished folder's ``pictures``, on the main process.
+
+    Args:
+        labels: whose label files are written, on all processes.
+        space: of the labels.
+        images: ids of the labelled images.
+        number: how many are drawn, spread evenly.
+    """
+    if not comm.is_main_process() or not number:
+        return
+    files = {record["image_id"]: record["file_name"] for record in DatasetCatalog.get(labels.target)}
+    for k in pictures.spread(len(images), number):
+        content = np.frombuffer((labels.partial / "labels" / f"{images[k]}.png").read_bytes(), np.uint8)
+        shown = {"pseudo-label": np.asarray(cv2.imdecode(content, cv2.IMREAD_UNCHANGED))}
+        picture = pictures.comparison(read_image(files[images[k]], "RGB"), shown, space.classes, space.colors)
+        pictures.save(picture, labels.partial / "pictures" / f"{images[k].replace('/', '_')}.png")
 
 
 def _scores(metrics: Path) -> dict[int, dict[str, float]]:

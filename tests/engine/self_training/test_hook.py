@@ -26,6 +26,10 @@ KEYS = [
     *("SELF_TRAINING.SOURCE_PORTION", "(0.4, 0.4, 1.0)"),
 ]
 
+SIGMOID = ["MODEL.SEM_SEG_HEAD.NAME", "UnifiedHead", "MODEL.SEM_SEG_HEAD.LOSS_TYPE", "null_bce"]
+TREE = ["MODEL.SEM_SEG_HEAD.NAME", "HierarchicalHead"]
+UNION = ["MODEL.SEM_SEG_HEAD.NAME", "UnifiedHead", "MODEL.SEM_SEG_HEAD.LOSS_TYPE", "cross_entropy"]
+
 
 def labels_of(out, number: int) -> PseudoLabels:
     return PseudoLabels(out / "self_training", number, TARGET)
@@ -149,11 +153,35 @@ def test_labels_of_the_target_are_never_read(tiny_root, tiny_train, whole, tmp_p
         (["SELF_TRAINING.POLICY", "cbst"], "'cbst'"),
         (["SELF_TRAINING.PORTION", "(0.5,)"], "SELF_TRAINING.PORTION"),
         (["SELF_TRAINING.REGULARIZER", "('mrk', 0.1)"], "mrkld"),
+        ([*SIGMOID, "SELF_TRAINING.REGULARIZER", "('lrent', 0.25)"], "UnifiedHead with LOSS_TYPE 'null_bce' does not"),
+        ([*SIGMOID, "SELF_TRAINING.REGULARIZER", "('mrkld', 0.1)"], "asks for soft labels or a term of a softmax"),
+        ([*TREE, "SELF_TRAINING.REGULARIZER", "('mrent', 0.1)"], "HierarchicalHead"),
+        ([*SIGMOID, "SELF_TRAINING.POLICY", "online", "MODEL.EMA_DECAY", "0.9"], "'online' weighs pixels"),
+        ([*TREE, "SELF_TRAINING.POLICY", "consistency", "MODEL.EMA_DECAY", "0.9"], "'consistency' weighs pixels"),
     ],
 )
 def test_configs_that_cannot_be_meant(keys, message, tiny_cfg):
     with pytest.raises(ConfigError, match=message):
         tiny_cfg(*KEYS, *keys)
+
+
+@pytest.mark.parametrize("head", [UNION, SIGMOID])
+def test_heads_over_the_union_learn_from_pseudo_labels(head, tiny_train):
+    """Cross-entropy with everything, sigmoids with hard labels."""
+    regularizer = ["SELF_TRAINING.REGULARIZER", "('lrent', 0.25)"] if head == UNION else []
+    out = tiny_train(*KEYS, *head, *regularizer, "SOLVER.MAX_ITER", "2", "MODEL.SEM_SEG_HEAD.AUX_LOSS_WEIGHT", "0.0")
+    assert any(name.startswith("soft/") for name in labels_of(out, 1).manifest()["files"]) == (head == UNION)
+
+
+def test_curves_of_the_rounds_are_among_the_metrics(whole):
+    lines = [json.loads(line) for line in (whole / "metrics.json").read_text().splitlines()]
+    known = {name: value for line in lines for name, value in line.items() if name.startswith("self_training/")}
+    labels = labels_of(whole, 1)
+    manifest, prefix = labels.manifest(), f"self_training/{labels.slug}"
+    assert known[f"{prefix}/portion"] == pytest.approx(0.7)
+    for name, threshold in manifest["thresholds"].items():
+        assert known[f"{prefix}/threshold/{name}"] == pytest.approx(threshold)
+        assert known[f"{prefix}/kept/{name}"] == pytest.approx(manifest["kept_pixels"][name] / manifest["pixels"])
 
 
 def test_images_that_are_scored_are_not_labelled(refused):
@@ -181,8 +209,11 @@ def test_the_most_confident_images_only(tiny_train):
     assert sorted(manifest["files"]) == sorted(f"labels/{image_id}.png" for image_id in best)
 
 
-def test_online_mixing_runs_and_resumes(tiny_train):
+@pytest.mark.parametrize("mining", ["(0.0, 0.001, 3)", "(0.9, 0.4, 1)"])
+def test_online_mixing_runs_and_resumes(mining, tiny_train):
+    """Also with images of rare classes drawn more often."""
     keys = [*KEYS, "SELF_TRAINING.POLICY", "online", "MODEL.EMA_DECAY", "0.9", "SOLVER.CHECKPOINT_PERIOD", "3"]
+    keys += ["SELF_TRAINING.MINING", mining]
     whole = tiny_train(*keys, out="online")
     halves = tiny_train(*keys, out="halves")
     (halves / "model_final.pth").unlink()
