@@ -54,8 +54,6 @@ class ConfidenceSamples:
         self.num_classes, self.stride, self._all_sum = num_classes, stride, all_sum
         #: Pixels predicted as each class so far, in this process: (C,) int64.
         self.predicted = np.zeros(num_classes, np.int64)
-        #: Sum of these pixels' confidences, in this process: (C,) float64.
-        self.confidence_sum = np.zeros(num_classes, np.float64)
         self._upper = np.zeros((num_classes, _UPPER_BINS), np.int64)
         self._runs: list[np.ndarray] = []  # per image: (C,) how many of its kept confidences are of each class
         self._file = tempfile.TemporaryFile(prefix="confidences-", dir=folder)  # noqa: SIM115 (closed by close())
@@ -81,7 +79,6 @@ class ConfidenceSamples:
             )
         counts = np.bincount(labels, minlength=self.num_classes)
         self.predicted += counts
-        self.confidence_sum += np.bincount(labels, weights=confidence, minlength=self.num_classes)
         order = np.argsort(labels, kind="stable")  # by class, in raster order within a class
         starts = np.cumsum(counts) - counts
         place = np.arange(labels.size) - np.repeat(starts, counts)  # place in the class's list
