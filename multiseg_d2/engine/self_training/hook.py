@@ -179,10 +179,7 @@ class SelfTrainingHook(HookBase):
         try:
             with self.trainer.evaluated_weights(), self.trainer.signals.all_saved():
                 logger.info("round %d: labelling %s, portion %.3f", number, labels.target, portion)
-                if allowed is not None:
-                    _refuse_own_norms(self.cfg, labels.target)
-                    names = [", ".join(part) or "none" for part in (classes.left_out, classes.unnameable)]
-                    logger.info("in the classes of %s without %s; not named: %s", space.name, *names)
+                _check_other_classes(self.cfg, labels.target, classes)
                 found = score(ConfidenceCollector(samples, activation, prior, allowed))
                 thresholds = samples.thresholds(portion, POLICIES[self.cfg.SELF_TRAINING.POLICY])
                 chosen = most_confident(found["images"], self.images.of_round(number))
@@ -271,7 +268,12 @@ def _report(
         )
 
 
-def _refuse_own_norms(cfg: CfgNode, target: str) -> None:
+def _check_other_classes(cfg: CfgNode, target: str, classes: TargetClasses) -> None:
+    """Says in which classes a target is labelled where they are not its own; norms of its own are refused."""
+    if classes.allowed is None:
+        return
+    names = [", ".join(part) or "none" for part in (classes.left_out, classes.unnameable)]
+    logger.info("in the classes of %s without %s; not named: %s", classes.space.name, *names)
     if cfg.MODEL.DATASET_NORM.ENABLED:
         raise ConfigError(
             f"self-training: {target} is labelled in the classes of {cfg.DATASETS.REMAP_TO} and trained as images "
