@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -209,3 +210,14 @@ def test_an_unregistered_dataset_is_named(make_model):
         make_model("DATASETS.TRAIN", ("nowhere_train",))
     with pytest.raises(ValueError, match="DATASETS.TRAIN is empty"):
         make_model("DATASETS.TRAIN", ())
+
+
+def test_scores_of_a_padded_image_are_cropped_before_they_get_the_wanted_size(make_model, make_sample, monkeypatch):
+    model, seen = make_model().eval(), []
+    monkeypatch.setattr(type(model.backbone), "size_divisibility", 32)
+    logits = model.sem_seg_head.logits
+    monkeypatch.setattr(model.sem_seg_head, "logits", lambda *given: seen.append(logits(*given)) or seen[-1])
+    sample = {**make_sample(1, "alpha", size=(40, 56)), "height": 80, "width": 100}
+    found = model([sample])[0]["sem_seg"]
+    resize = functools.partial(torch.nn.functional.interpolate, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(found, resize(resize(seen[0], size=(64, 64))[..., :40, :56], size=(80, 100))[0])
