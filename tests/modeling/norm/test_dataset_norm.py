@@ -355,3 +355,16 @@ def test_branches_start_as_the_norm_they_come_from():
     assert {k for k, _ in layer.named_parameters()} == {
         f"branches.{d}.{p}" for d in DATASETS for p in ("weight", "bias")
     }
+
+
+def test_a_cumulative_average_counts_the_batches_of_each_dataset_also_with_shared_affine():
+    """Momentum None is the plain mean over the batches so far, in PyTorch's own layer and here."""
+    layer = DatasetBatchNorm2d(3, ("a", "b"), momentum=None, shared_affine=True)
+    plain = {name: torch.nn.BatchNorm2d(3, momentum=None) for name in ("a", "b")}
+    for dataset in ("a", "b", "a", "a", "b"):
+        x = torch.randn(2, 3, 4, 5)
+        with active_datasets([(dataset, 2)]):
+            torch.testing.assert_close(layer(x), plain[dataset](x))
+    for name, expected in plain.items():
+        for statistic in ("running_mean", "running_var", "num_batches_tracked"):
+            torch.testing.assert_close(getattr(layer.branches[name], statistic), getattr(expected, statistic))
