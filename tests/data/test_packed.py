@@ -55,7 +55,7 @@ from multiseg_d2.data import loader, pairing, register
 folder, count = Path(sys.argv[1]), int(sys.argv[2])
 
 def walk(folder, above=()):
-    ending = "_leftImg8bit.png" if "images" in folder else "_gtFine_labelIds.png"
+    ending = "_leftImg8bit.png" if folder.endswith("images/train") else "_gtFine_labelIds.png"
     for i in range(count):
         j = i * 7919 % count  # file systems list in no order
         yield f"{folder}/city{j % 50:02d}/city{j % 50:02d}_{j:06d}_{j % 30:06d}{ending}"
