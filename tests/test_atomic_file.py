@@ -55,7 +55,9 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-@pytest.mark.parametrize("content", ["text", b"bytes", lambda file: file.write(b"by a function")], ids=["text", "bytes", "function"])
+@pytest.mark.parametrize(
+    "content", ["text", b"bytes", lambda file: file.write(b"by a function")], ids=["text", "bytes", "function"]
+)
 def test_what_cannot_be_written_leaves_the_old_file(failure, content, tmp_path, monkeypatch):
     path = tmp_path / "x.txt"
     write_atomically(path, "old")
