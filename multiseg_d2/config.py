@@ -155,8 +155,8 @@ def _add_training(cfg: CN) -> None:
     cfg.SELF_TRAINING.TARGET_PORTION = (1.0, 0.0, 1.0)
     # CRST's regulariser and its weight: ("lrent", 0.25) softens labels; ("mrkld" | "mrent" | "mrl2", 0.1) adds a loss.
     cfg.SELF_TRAINING.REGULARIZER = ("none", 0.0)
-    # Crops around rare classes, with POLICY online source images that have them: (probability, share of the predictions below which a class is rare, number of the
-    # rarest classes that count where none is below it).
+    # Crops around rare classes, with POLICY online source images that have them: (probability, share of the predictions
+    # below which a class is rare, number of the rarest classes that count where none is below it).
     cfg.SELF_TRAINING.MINING = (0.0, 0.001, 3)
     # "spatial_prior" only: file made by tools/spatial_prior.py.
     cfg.SELF_TRAINING.PRIOR = ""

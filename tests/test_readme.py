@@ -138,7 +138,7 @@ def test_commands_are_understood(command, understand, monkeypatch):
         position = 0 if program == "python" else arguments.index("train_net.py")
         script = ROOT / arguments[position]
         assert script.is_file(), f"{command}: there is no {script.name}"
-        if script.parent.name == "examples":  # cells to step through, without a command line; test_examples.py runs them
+        if script.parent.name == "examples":  # cells without a command line; test_examples.py runs them
             assert not arguments[position + 1 :], f"{command}: {script.name} takes no arguments"
         else:
             check_options(understand(script, without_dots(script, arguments[position + 1 :])), script, arguments)
