@@ -14,8 +14,6 @@ import logging
 import sys
 import types
 
-from .user_error import UserError
-
 logger = logging.getLogger(__name__)
 
 __all__ = ["MissingDependencyError", "install", "stand_ins"]
@@ -27,7 +25,7 @@ _HOW_TO_GET = {
 _PILLOW_NAMES = {"LINEAR": "BILINEAR", "CUBIC": "BICUBIC", "ANTIALIAS": "LANCZOS"}
 
 
-class MissingDependencyError(UserError, ImportError):
+class MissingDependencyError(ImportError):
     """A stand-in for a missing optional dependency was used."""
 
 

@@ -10,12 +10,14 @@ import pytest
 
 import multiseg_d2
 from multiseg_d2.claims.process import RunError, RunStoppedError
+from multiseg_d2.compat import MissingDependencyError
 from multiseg_d2.data.loader import LoaderWorkerError
 from multiseg_d2.evaluation.confusion import IllegalIdError
 from multiseg_d2.user_error import ConfigError, UserError, run_script
 
-#: Told by the harness of claims itself; a process that was killed; ids that the caller's own arrays hold.
-NOT_THE_USERS = {RunError, RunStoppedError, LoaderWorkerError, IllegalIdError}
+#: Told by the harness of claims itself; a process that was killed; ids that the caller's own arrays hold; in a file
+#: that set-up loads by itself.
+NOT_THE_USERS = {RunError, RunStoppedError, LoaderWorkerError, IllegalIdError, MissingDependencyError}
 
 
 def test_every_error_of_the_package_has_the_base():

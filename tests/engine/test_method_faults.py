@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from multiseg_d2.checkpoint import CheckpointError, ResumeError
+from multiseg_d2.data import register
 from multiseg_d2.data.pairing import DatasetFilesError
 from multiseg_d2.engine.self_training.folder import PseudoLabelError
 from multiseg_d2.engine.self_training.hook import CollapseError
@@ -25,6 +26,16 @@ ROUNDS = [
 SHARED = ["MODEL.DATASET_NORM.ENABLED", "False", "MODEL.SEM_SEG_HEAD.AUX_LOSS_WEIGHT", "0.0"]
 UNION = [*SHARED, "MODEL.SEM_SEG_HEAD.NAME", "UnifiedHead", "MODEL.SEM_SEG_HEAD.LOSS_TYPE", "null_bce"]
 TREE = [*SHARED, "MODEL.SEM_SEG_HEAD.NAME", "HierarchicalHead", "SOLVER.STEP_MODE", "fused"]
+
+
+@pytest.fixture(autouse=True)
+def _packaged_taxonomy_afterwards():
+    """What a run of these tests registers, and its taxonomy, are gone afterwards."""
+    before = set(register._state.specs)
+    yield
+    for name in set(register._state.specs) - before:
+        register.unregister_dataset(name)
+    register.use_taxonomy("")
 
 
 # ---- teachers and rounds ----
