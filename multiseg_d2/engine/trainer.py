@@ -334,8 +334,9 @@ class Trainer(DefaultTrainer):
                 f"the checkpoint has no averaged weights, so that MODEL.EMA_DECAY {self.ema.decay} would begin a new "
                 "mean at this step. Set it to 0 to go on, or start a new run from its weights (MODEL.WEIGHTS)"
             )
-        for name in stateful.keys() & state["hooks"].keys():
-            stateful[name].load_state_dict(state["hooks"][name])
+        for name, hook in stateful.items():  # in one order on all processes: a hook may talk to the others
+            if name in state["hooks"]:
+                hook.load_state_dict(state["hooks"][name])
         log_config_changes(state["config"], self.cfg)
 
     def synchronize_buffers(self) -> None:
