@@ -1,7 +1,6 @@
 """Dataset spec files: one YAML file says where a dataset lies, what its label files hold and what its classes are.
 
-The format is described in ``docs/dataset_specs.md``. Here: what a spec says, as checked dataclasses, and the way from a
-file to them. Every error names the file, the key and, where one is near, the name that was meant.
+The format: ``docs/dataset_specs.md``. Errors name the file, the key and, where one is near, the name that was meant.
 """
 
 from __future__ import annotations
@@ -19,8 +18,16 @@ from ..label_space import IGNORE, ILLEGAL, MAX_CLASSES, TABLE_SIZE, default_colo
 from ..user_error import UserError
 from ..yaml_file import Place, did_you_mean, fields_of, list_of, mapping_of, read_yaml, text, whole_number
 
-__all__ = ["OFFICIAL_RULES", "ClassSpec", "DatasetSpec", "EvaluationSpec", "SpecError", "SplitSpec", "load_spec"]
-__all__ += ["packaged_specs"]
+__all__ = [
+    "OFFICIAL_RULES",
+    "ClassSpec",
+    "DatasetSpec",
+    "EvaluationSpec",
+    "SpecError",
+    "SplitSpec",
+    "load_spec",
+    "packaged_specs",
+]
 
 ANNOTATIONS = ("pixel", "box", "tag", "none")
 ENCODINGS = ("index", "color", "panoptic", "first_channel")
