@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from detectron2.engine import HookBase
+from process_probe import left_in
 from run_state import assert_same, drawn, final_state
 
 from multiseg_d2.checkpoint.file import CheckpointError, read_checkpoint
@@ -106,23 +105,6 @@ def test_ctrl_c_reaches_all_processes_and_only_the_first_decides(start, tmp_path
     (saved,) = (tmp_path / "out").glob("*.pth")
     assert saved.name == f"model_{len(drawn(tmp_path / 'out')) - 1:07d}.pth"
     assert "Traceback" not in stopped.text() and not left_in(group)
-
-
-def left_in(group: int) -> list[int]:
-    """Living processes of a process group, once they had time to end."""
-    deadline = time.monotonic() + 60
-    while (found := living(group)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return found
-
-
-def living(group: int) -> list[int]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # it has just ended
-            state, _parent, own = path.read_text().rpartition(") ")[2].split()[:3]
-            found += [int(path.parent.name)] if int(own) == group and state != "Z" else []
-    return found
 
 
 def test_a_second_interrupt_aborts(start, tmp_path):

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
-import time
-from pathlib import Path
 
 import pytest
+from process_probe import left_in
 from run_state import assert_same, final_state
 
 from multiseg_d2.checkpoint.file import read_checkpoint
@@ -52,23 +50,6 @@ def test_a_signal_in_any_phase(phase, how, processes, start, tmp_path):
     assert checkpoints and read_checkpoint(checkpoints[-1])["iteration"] < 1000
     assert not list(out.glob(".*.tmp")) and "Traceback" not in stopped.text()
     assert not left_in(session)
-
-
-def left_in(session: int) -> list[int]:
-    """Living processes of a session, once they had time to end."""
-    deadline = time.monotonic() + 60
-    while (found := living(session)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return found
-
-
-def living(session: int) -> list[int]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # it has just ended
-            state, _parent, _group, own = path.read_text().rpartition(") ")[2].split()[:4]
-            found += [int(path.parent.name)] if int(own) == session and state != "Z" else []
-    return found
 
 
 def test_what_was_stopped_while_labelling_resumes_to_the_same(start, tiny_train, tmp_path):
