@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import multiprocessing
 import multiprocessing.connection
@@ -127,8 +128,16 @@ def _run_in_group(main: Main, args: argparse.Namespace, place: _Place) -> int:
 
 
 def _leave_group() -> None:
+    """Ends the group's threads, too: one that wants the interpreter's lock while that shuts down aborts the process.
+
+    torch ends them when nobody holds the groups any more. Detectron2's ``comm`` holds two, and so does a model in
+    cycles of references.
+    """
     comm.synchronize()
     dist.destroy_process_group()
+    comm._LOCAL_PROCESS_GROUP = None
+    comm._get_global_gloo_group.cache_clear()
+    gc.collect()
 
 
 def _make_local_group(place: _Place) -> None:

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 import multiseg_d2
+from multiseg_d2.engine.launch import _leave_group
 from multiseg_d2.evaluation import MultiDatasetEvaluator
 
 rank, store, root, logits = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
@@ -22,4 +23,4 @@ share = slice(0, 3) if rank == 0 else slice(3, None)
 evaluator.process(samples[share], [{"sem_seg": x} for x in scores[share]])
 results = evaluator.evaluate()
 print(json.dumps(results and results["sem_seg"]))
-dist.destroy_process_group()
+_leave_group()

@@ -15,6 +15,7 @@ from torch import nn
 
 import multiseg_d2  # noqa: F401  (stand-ins come before detectron2)
 from multiseg_d2.class_relations import taxonomy_relations
+from multiseg_d2.engine.launch import _leave_group
 from multiseg_d2.label_space import LabelSpace, raw_to_local_table
 from multiseg_d2.modeling.batch import Batch, count_valid, runs
 from multiseg_d2.modeling.heads.unified import LOSS_TYPES, UnifiedHead
@@ -95,4 +96,4 @@ if __name__ == "__main__":
     address = f"tcp://127.0.0.1:{port_number}"
     dist.init_process_group("gloo", address, rank=number, world_size=2, timeout=datetime.timedelta(seconds=200))
     torch.save({t: gradients(t, number) for t in LOSS_TYPES}, out / f"{number}.pth")
-    dist.destroy_process_group()
+    _leave_group()
