@@ -14,8 +14,8 @@ def test_boxes_of_unlabelled_classes_raise_knowledgeability_and_cost_nothing(mea
     """Mean of 3 seeds, the same number of steps.
 
     With boxes a model knows more of the drawn concepts, beyond the spread of the seeds, than with as many images that
-    all have pixel labels. On the sets with pixel labels it loses no more than that spread against a model that sees just
-    their images, as many of them in a step. (Against the model that has more pixel labels it does lose there.)
+    all have pixel labels. On the sets with pixel labels it loses no more than that spread against a model that sees
+    only their images, as many of them in a step. (Against the model that has more pixel labels it does lose there.)
     """
     table = measure_on_toys("htss_toy", (PIXELS, FEWER, BOXES))
     cells = {(row, column): table.cells[row, column] for row in (PIXELS, FEWER, BOXES) for column in (SEEN, KNOWN)}
