@@ -84,7 +84,7 @@ class Chain:
         for node, answer in enumerate(self.answers.tolist()):
             if node not in inner:
                 result[answer if answer >= 0 else self.num_classes] += mass[node]
-        return result
+        return result.clamp_(max=1)  # rounding may take a sum beyond
 
 
 class ChainedScores(ScoreMap):
