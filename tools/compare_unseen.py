@@ -21,7 +21,6 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from torch import nn
 
@@ -30,6 +29,7 @@ from multiseg_d2.engine import Trainer, argument_parser, load_weights, setup
 from multiseg_d2.engine.dataset_pass import run_over
 from multiseg_d2.engine.unseen import NUM_IMAGES
 from multiseg_d2.modeling.norm.unseen import CHOICES, is_unseen
+from multiseg_d2.progress import CONSOLE
 from multiseg_d2.user_error import run_script
 
 
@@ -49,8 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     choices = [*model.sem_seg_head.datasets, *CHOICES[1:]]
     pairs = [(name, choice) for name in unseen for choice in choices]
-    console = Console(stderr=True)
-    rows = [evaluate(cfg, model, *pair, args.images) for pair in track(pairs, "evaluating", console=console)]
+    rows = []
+    for name, choice in pairs:  # each pass shows its own progress
+        CONSOLE.print(f"[{len(rows) + 1} of {len(pairs)}] {name} by {choice!r}", markup=False, soft_wrap=True)
+        rows.append(evaluate(cfg, model, name, choice, args.images))
     write_atomically(Path(cfg.OUTPUT_DIR, "unseen.json"), json.dumps(rows, indent=1))
     write_atomically(Path(cfg.OUTPUT_DIR, "unseen.md"), to_markdown(rows))
     out = Console()

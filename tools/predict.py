@@ -21,8 +21,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import multiseg_d2  # noqa: F401  isort: skip  (first: it lets Detectron2 be imported)
 from detectron2.data import MetadataCatalog
@@ -36,10 +34,10 @@ from multiseg_d2.evaluation import pictures
 from multiseg_d2.evaluation.prediction_files import InputError, Picture, check_targets, find_pictures
 from multiseg_d2.evaluation.submission import image_id_of, submission_ids, submission_name
 from multiseg_d2.label_space import LabelSpace
+from multiseg_d2.progress import CONSOLE, progress
 from multiseg_d2.user_error import UserError, run_script
 
 VIDEOS = {".mp4": "mp4v", ".m4v": "mp4v", ".mov": "mp4v", ".mkv": "mp4v", ".avi": "MJPG", ".webm": "VP80"}
-CONSOLE = Console(stderr=True)
 
 
 def spec_of(space: LabelSpace) -> DatasetSpec:
@@ -102,8 +100,10 @@ def predict_pictures(
 ) -> int:
     """Labels pictures; returns how many could not be read."""
     failed, kinds = 0, list(dict.fromkeys(kind for kind, _ in targets))
-    with progress() as bar:
-        for item in bar.track(list(dict.fromkeys(item for _, item in targets)), description="pictures"):
+    items = list(dict.fromkeys(item for _, item in targets))
+    with progress("labelling", len(items), "pictures") as step:
+        for item in items:
+            step()
             try:
                 image = read_image(item.path, "RGB")
             except BadFileError as error:
@@ -125,8 +125,8 @@ def predict_video(predictor: Predictor, source: Path, target: Path, kinds: list[
     target.parent.mkdir(parents=True, exist_ok=True)
     writer, done = None, 0
     try:
-        with progress() as bar:
-            for frame in bar.track(frames(capture), total=total if total > 0 else None, description=source.name):
+        with progress(source.name, total if total > 0 else None, "frames") as step:
+            for frame in frames(capture):
                 if writer is None:
                     writer = open_writer(temporary, capture.get(cv2.CAP_PROP_FPS), frame.shape)
                 rgb = frame[..., ::-1]
@@ -134,6 +134,7 @@ def predict_video(predictor: Predictor, source: Path, target: Path, kinds: list[
                 picture = paint(rgb, labels, Picture(str(source), source.stem))
                 writer.write(np.ascontiguousarray(picture[..., ::-1]))
                 done += 1
+                step()
         if not done:
             raise InputError(f"{source}: not a video that OpenCV can read")
         writer.release()
@@ -173,12 +174,6 @@ def check_output(output: Path, inputs: int, kinds: list[str], is_video: bool) ->
         raise InputError(f"a video is written as --overlay or as --colors, not as {kinds}: video files alter ids")
     if is_video and output.suffix.lower() not in VIDEOS:
         raise InputError(f"--output {output}: the output of a video must end in {', '.join(VIDEOS)}")
-
-
-def progress() -> Progress:
-    """A progress bar on standard error."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=CONSOLE)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -13,12 +13,11 @@ import argparse
 import io
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
 import multiseg_d2  # noqa: F401  isort: skip  (first: it lets Detectron2 be imported)
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -27,10 +26,9 @@ from multiseg_d2.atomic_file import write_atomically
 from multiseg_d2.data.register import register_dataset
 from multiseg_d2.data.views import register_views
 from multiseg_d2.engine.self_training.priors import save_prior, spatial_prior
+from multiseg_d2.progress import CONSOLE, progress
 from multiseg_d2.user_error import UserError, run_script
 from multiseg_d2.yaml_file import did_you_mean
-
-CONSOLE = Console(stderr=True)
 
 
 def picture(prior: np.ndarray, classes: Sequence[str]) -> bytes:
@@ -52,6 +50,14 @@ def picture(prior: np.ndarray, classes: Sequence[str]) -> bytes:
     return out.getvalue()
 
 
+def shown(records: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The records, with progress."""
+    with progress("counting", len(records), "label maps") as step:
+        for record in records:
+            yield record
+            step()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0, or 2 where something asked for is not there or cannot be read."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -69,8 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             hint = did_you_mean(args.entry, DatasetCatalog.list())
             raise ValueError(f"{args.entry!r} is not registered{hint}")
         space = MetadataCatalog.get(args.entry).label_space
-        records = track(DatasetCatalog.get(args.entry), "label maps", console=CONSOLE)
-        prior = spatial_prior(records, space.num_classes, args.size, args.kernel)
+        prior = spatial_prior(shown(DatasetCatalog.get(args.entry)), space.num_classes, args.size, args.kernel)
     except (UserError, ValueError) as problem:
         CONSOLE.print(f"error: {problem}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 2

@@ -21,8 +21,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
-from rich.console import Console
-from rich.progress import track
 
 import multiseg_d2  # noqa: F401  isort: skip  (first: it lets Detectron2 be imported)
 from detectron2.config import CfgNode
@@ -37,11 +35,10 @@ from multiseg_d2.engine import Predictor, load_config, register_config
 from multiseg_d2.evaluation import pictures
 from multiseg_d2.evaluation.prediction_files import InputError, check_targets
 from multiseg_d2.label_space import LabelSpace
+from multiseg_d2.progress import CONSOLE, progress
 from multiseg_d2.user_error import UserError, run_script
 from multiseg_d2.view_name import ViewNameError
 from multiseg_d2.yaml_file import did_you_mean
-
-CONSOLE = Console(stderr=True)
 
 
 def choose(entry: str, number: int, wanted: Sequence[str]) -> list[tuple[int, dict[str, Any]]]:
@@ -116,14 +113,16 @@ def visualize(entry: str, args: argparse.Namespace, cfg: CfgNode | None) -> int:
     check_targets({targets[i]: record["file_name"] for i, record in chosen}, read)
     predictor = None if cfg is None else Predictor(cfg, MetadataCatalog.get(entry).dataset, args.norm)
     failed = 0
-    for position, record in track(chosen, description=entry, console=CONSOLE):
-        try:
-            picture = draw(record, entry, predictor)
-        except ValueError as error:  # of the reader: the message names the file
-            CONSOLE.print(f"not drawn: {error}", style="red", markup=False, soft_wrap=True)
-            failed += 1
-            continue
-        pictures.save(picture, targets[position])
+    with progress(entry, len(chosen), "pictures") as step:
+        for position, record in chosen:
+            step()
+            try:
+                picture = draw(record, entry, predictor)
+            except ValueError as error:  # of the reader: the message names the file
+                CONSOLE.print(f"not drawn: {error}", style="red", markup=False, soft_wrap=True)
+                failed += 1
+                continue
+            pictures.save(picture, targets[position])
     CONSOLE.print(f"{len(chosen) - failed} pictures in {args.output / entry}", markup=False, soft_wrap=True)
     return failed
 

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import cv2
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ..progress import progress
 
 __all__ = ["default_workers", "map_files"]
 
@@ -32,20 +32,23 @@ def map_files(
     initializer: Callable[..., None] | None = None,
     initargs: tuple[Any, ...] = (),
 ) -> Iterator[Result]:
-    """Yields ``function(item)`` in the order of the items; a bar on stderr shows how far it is.
+    """Yields ``function(item)`` in the order of the items; a bar or lines on stderr show how far it is.
 
     Args:
         function: picklable; what it raises ends the run, so it returns what it has to say about a bad file.
         items: picklable.
         workers: number of processes; 1 or less works in this one.
-        title: shown beside the bar.
+        title: shown beside the progress.
         initializer: called once per process, with ``initargs``.
         initargs: see ``initializer``.
 
     Raises:
         RuntimeError: a worker process was killed.
     """
-    with _results(function, items, workers, initializer, initargs) as results, _bar(title, len(items)) as step:
+    with (
+        _results(function, items, workers, initializer, initargs) as results,
+        progress(title, len(items), "files") as step,
+    ):
         try:
             for result in results:
                 step()
@@ -65,7 +68,7 @@ def _results(function, items, workers, initializer, initargs):
         return
     pool = ProcessPoolExecutor(min(workers, len(items)), initializer=_start, initargs=(initializer, initargs))
     try:
-        # Submits everything at once: the processes are forked here, before the bar starts a thread of its own.
+        # submits everything at once: the processes are forked here, in front of the bar
         yield pool.map(function, items, chunksize=max(1, min(32, len(items) // (4 * workers))))
     finally:
         pool.shutdown(cancel_futures=True)
@@ -75,11 +78,3 @@ def _start(initializer, initargs) -> None:
     cv2.setNumThreads(0)  # one thread per process: more only fight over the cores
     if initializer is not None:
         initializer(*initargs)
-
-
-@contextmanager
-def _bar(title: str, total: int):
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=total == 0) as progress:
-        task = progress.add_task(title, total=total)
-        yield lambda: progress.advance(task)

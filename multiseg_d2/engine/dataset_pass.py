@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager, nullcontext
-from datetime import timedelta
 from functools import partial
 from typing import Any, Protocol
 
@@ -21,6 +19,7 @@ from ..data.mapper import EvaluationMapper
 from ..evaluation import MultiDatasetEvaluator
 from ..modeling.augmented import build_inference_model
 from ..modeling.norm import UnseenChoice
+from ..progress import progress
 from .ranks import broadcast, unwrapped
 from .signals import leave_if_asked
 from .unseen import NUM_IMAGES, coverage_of, ready_for
@@ -31,8 +30,6 @@ logger = logging.getLogger(__name__)
 
 #: Images after which the processes ask each other whether a signal came.
 _CHUNK = 8
-#: Seconds between two lines of progress.
-_PERIOD = 10.0
 
 
 class PassLoader(Sized, Iterable[list[dict[str, Any]]], Protocol):
@@ -58,7 +55,7 @@ def run_over(
 
     The model is in evaluation mode meanwhile, with the buffers of rank 0 on every process, and ready for the entry's
     dataset even where it was not trained on it (``MODEL.DATASET_NORM.UNSEEN``). Each process handles its share of the
-    images; putting these together is the evaluator's business. Progress is logged with the time that is left.
+    images; putting these together is the evaluator's business. Progress is shown with the time that is left.
     Inside :meth:`.StopSignals.all_saved` a signal to any process ends the pass, and the run, on all of them.
 
     Args:
@@ -88,7 +85,7 @@ def run_over(
         batches = loader.build_test_loader(cfg, entry, EvaluationMapper(cfg, labels=labels))
     shown = build_inference_model(cfg, plain) if views and not embeddings else plain
     score = _in_precision(plain.embed if embeddings else shown, next(plain.parameters()).device.type, amp_dtype)
-    look = partial(_show, _Progress(f"{entry} (statistics of norms)", "groups of images"), plain)
+    look = partial(_show, f"{entry} (statistics of norms)", "groups of images", plain)
     with (
         borrowed_weights(plain, weights),
         evaluating(shown),
@@ -99,7 +96,7 @@ def run_over(
         if isinstance(evaluator, MultiDatasetEvaluator):
             evaluator.coverage = coverage_of(plain, entry)
         evaluator.reset()
-        _show(_Progress(entry), score, batches, evaluator.process)
+        _show(entry, "images", score, batches, evaluator.process)
         results = evaluator.evaluate()
     return {} if results is None else results
 
@@ -115,21 +112,23 @@ def _in_precision(model: Callable[[list[Any]], Any], device_type: str, dtype: to
 
 
 def _show(
-    progress: _Progress,
+    title: str,
+    unit: str,
     model: Callable[[list[Any]], Any],
     batches: PassLoader,
     process: Callable[[list[Any], Any], object] = lambda _samples, _outputs: None,
 ) -> None:
     """Shows this process's lists of samples to a model, with progress, until a signal comes to any process."""
-    progress.begin(len(batches))
+    unit = f"{unit} on this process" if comm.get_world_size() > 1 else unit
     rest = iter(batches)
-    for start in range(0, max(comm.all_gather(len(batches))), _CHUNK):  # equally often on all processes
+    with progress(title, len(batches), unit, logger, bar=comm.is_main_process()) as one_more:
+        for start in range(0, max(comm.all_gather(len(batches))), _CHUNK):  # equally often on all processes
+            leave_if_asked()
+            for _ in range(min(_CHUNK, len(batches) - start)):
+                samples = next(rest)
+                process(samples, model(samples))
+                one_more()
         leave_if_asked()
-        for _ in range(min(_CHUNK, len(batches) - start)):
-            samples = next(rest)
-            process(samples, model(samples))
-            progress.one_more()
-    leave_if_asked()
 
 
 @contextmanager
@@ -142,27 +141,3 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-class _Progress:
-    """Says from time to time how far a pass is, and when it will be done."""
-
-    def __init__(self, title: str, unit: str = "images") -> None:
-        self._title, self._unit = title, unit
-
-    def begin(self, total: int) -> None:
-        self._total, self._done = total, 0
-        self._started = self._told = time.perf_counter()
-        where = " on this process" if comm.get_world_size() > 1 else ""
-        logger.info("%s: %d %s%s", self._title, total, self._unit, where)
-
-    def one_more(self) -> None:
-        self._done += 1
-        now = time.perf_counter()
-        if now - self._told < _PERIOD and self._done < self._total:
-            return
-        self._told, each = now, (now - self._started) / self._done
-        left = timedelta(seconds=int(each * (self._total - self._done)))
-        logger.info(
-            "%s: %d of %d %s, %.3f s each, ETA %s", self._title, self._done, self._total, self._unit, each, left
-        )

@@ -11,7 +11,7 @@ from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.modeling import build_model
 from run_state import drawn
 
-from multiseg_d2.engine import dataset_pass
+from multiseg_d2 import progress
 from multiseg_d2.engine.dataset_pass import evaluating, run_over
 from multiseg_d2.engine.signals import EXIT_STOPPED
 
@@ -87,7 +87,7 @@ def test_parts_keep_their_own_mode():
 
 
 def test_progress_says_when_it_will_be_done(tiny_cfg, caplog, monkeypatch):
-    monkeypatch.setattr(dataset_pass, "_PERIOD", 0.0)
+    monkeypatch.setattr(progress, "_LINES", 0.0)
     cfg = tiny_cfg()
     with caplog.at_level("INFO"):
         run_over(cfg, build_model(cfg), "tiny_a_val", Collector())

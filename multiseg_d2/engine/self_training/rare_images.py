@@ -12,6 +12,7 @@ from detectron2.utils import comm
 
 from ...data.labels import LabelTarget, read_local_label
 from ...data.schedule import Draw
+from ...progress import progress
 
 __all__ = ["RareImages", "class_pixels"]
 
@@ -75,8 +76,11 @@ def class_pixels(entry: str, target: LabelTarget) -> np.ndarray:
     counts = np.zeros((len(records), target.num_classes), np.int64)
     translation = np.arange(target.own_classes) if target.translation is None else target.translation
     kept = translation < target.num_classes
-    logger.info("%s: counting the classes of %d label maps for SELF_TRAINING.MINING", entry, len(records))
-    for i in range(comm.get_rank(), len(records), comm.get_world_size()):
-        own = np.bincount(read_local_label(records[i]).ravel(), minlength=256)[: target.own_classes]
-        np.add.at(counts[i], translation[kept], own[kept])
+    share = range(comm.get_rank(), len(records), comm.get_world_size())
+    title = f"{entry}: counting classes for SELF_TRAINING.MINING"
+    with progress(title, len(share), "label maps", logger, bar=comm.is_main_process()) as step:
+        for i in share:
+            own = np.bincount(read_local_label(records[i]).ravel(), minlength=256)[: target.own_classes]
+            np.add.at(counts[i], translation[kept], own[kept])
+            step()
     return np.sum(comm.all_gather(counts), axis=0)

@@ -51,10 +51,15 @@ def test_the_loader_reads_the_chosen_image_with_the_draws_own_randomness():
 
 
 @pytest.mark.parametrize("remap", ["", "tiny_a"])
-def test_counts_are_those_of_the_label_maps(remap, tiny_cfg):
+def test_counts_are_those_of_the_label_maps(remap, tiny_cfg, caplog):
     cfg = tiny_cfg("DATASETS.REMAP_TO", remap)
     for entry, target in label_targets(cfg.DATASETS.TRAIN, remap).items():
-        found = class_pixels(entry, target)
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            found = class_pixels(entry, target)
+        title = f"{entry}: counting classes for SELF_TRAINING.MINING: "
+        assert caplog.messages[0] == f"{title}5 label maps"
+        assert caplog.messages[-1].startswith(f"{title}5 of 5 label maps, ") and "ETA" in caplog.messages[-1]
         for row, record in zip(found, DatasetCatalog.get(entry), strict=True):
             local, expected = read_local_label(record), np.zeros(target.num_classes, np.int64)
             for c in range(target.own_classes):
