@@ -178,7 +178,7 @@ class SelfTrainingHook(HookBase):
         activation = model.sem_seg_head.activation
         try:
             with self.trainer.evaluated_weights(), self.trainer.signals.all_saved():
-                logger.info("round %d: labelling %s, portion %.3f", number, labels.target, portion)
+                logger.info("round %d: labelling %s", number, labels.target)
                 _check_other_classes(self.cfg, labels.target, classes)
                 found = score(ConfidenceCollector(samples, activation, prior, allowed))
                 thresholds = samples.thresholds(portion, POLICIES[self.cfg.SELF_TRAINING.POLICY])
@@ -186,7 +186,7 @@ class SelfTrainingHook(HookBase):
                 written = score(LabelWriter(folder, thresholds, activation, prior, self.alpha, chosen, allowed))
         finally:
             samples.close()
-        _report(number, labels, space.classes, thresholds, found["predicted"], written)
+        _report(labels, portion, space.classes, thresholds, found["predicted"], written)
         facts = {
             "round": number,
             "step": self.trainer.iter,
@@ -241,8 +241,8 @@ class SelfTrainingHook(HookBase):
 
 
 def _report(
-    number: int,
     labels: PseudoLabels,
+    portion: float,
     classes: Sequence[str],
     thresholds: np.ndarray,
     predicted: np.ndarray,
@@ -253,10 +253,13 @@ def _report(
     Raises:
         CollapseError: nothing is kept, or more than :data:`MAX_SHARE` of it is one class.
     """
-    kept = written["kept"]
-    shares = kept / max(written["pixels"], 1)
-    listing = ", ".join(f"{name} {t:.3f}/{100 * share:.2f}%" for name, t, share in zip(classes, thresholds, shares))
-    logger.info("round %d, %s: threshold / share of all pixels: %s", number, labels.target, listing)
+    number, kept = labels.number, written["kept"]
+    shares = 100 * kept / max(written["pixels"], 1)
+    listing = ", ".join(f"{name} {t:.3f}/{share:.2f}%" for name, t, share in zip(classes, thresholds, shares))
+    logger.info(
+        "round %d, %s: portion %.3f, %.2f%% of all pixels kept; threshold/kept by class: %s",
+        *(number, labels.target, portion, shares.sum(), listing),
+    )
     empty = [name for name, k, p in zip(classes, kept, predicted) if p > 0 and k == 0]
     if empty:
         logger.warning("round %d: %s are predicted in %s, but none of it is kept", number, empty, labels.target)

@@ -81,6 +81,17 @@ def test_the_manifest_says_what_is_in_the_files(whole):
     assert (whole / "self_training" / f"{labels.slug}.png").stat().st_size > 1000
 
 
+def test_one_line_of_the_log_has_portion_thresholds_and_kept_shares(whole):
+    log = (whole / "log.txt").read_text()
+    for number, portion in ((0, "0.500"), (1, "0.700")):
+        manifest = labels_of(whole, number).manifest()
+        (line,) = [line for line in log.splitlines() if f"round {number}, {TARGET}: " in line]
+        kept = {name: 100 * pixels / manifest["pixels"] for name, pixels in manifest["kept_pixels"].items()}
+        assert f"portion {portion}, {sum(kept.values()):.2f}% of all pixels kept; " in line
+        for name, share in kept.items():
+            assert f"{name} {manifest['thresholds'][name]:.3f}/{share:.2f}%" in line
+
+
 def test_the_labels_are_a_dataset_like_any_other(whole):
     records = DatasetCatalog.get(labels_of(whole, 1).register())
     assert [r["dataset"] for r in records] == ["tiny_a"] * 5
