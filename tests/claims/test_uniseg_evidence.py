@@ -1,4 +1,4 @@
-"""What UniSeg's losses and relations claim, measured on the toys through the claims harness (long: an hour of one core)."""
+"""What UniSeg's losses and relations claim, measured on the toys through the claims harness (an hour of one core)."""
 
 from __future__ import annotations
 
