@@ -12,8 +12,9 @@ import yaml
 from multiseg_d2.checkpoint import CheckpointError, ResumeError
 from multiseg_d2.data import register
 from multiseg_d2.data.pairing import DatasetFilesError
+from multiseg_d2.engine.self_training import collapse
+from multiseg_d2.engine.self_training.collapse import CollapseError
 from multiseg_d2.engine.self_training.folder import PseudoLabelError
-from multiseg_d2.engine.self_training.hook import CollapseError
 from multiseg_d2.hierarchy import HierarchyError
 from multiseg_d2.modeling.heads import PerDatasetHead
 
@@ -64,7 +65,9 @@ def test_an_ended_run_is_not_continued_in_longer_rounds(tiny_train):
         tiny_train("--resume", *ROUNDS)
 
 
-def test_a_network_that_predicts_one_class_stops_the_run(tiny_train, monkeypatch):
+@pytest.fixture
+def sure_of_grey(monkeypatch):
+    """The network predicts one class everywhere."""
     scores = PerDatasetHead.logits
 
     def one_class(self, features, space):
@@ -73,8 +76,26 @@ def test_a_network_that_predicts_one_class_stops_the_run(tiny_train, monkeypatch
         return result
 
     monkeypatch.setattr(PerDatasetHead, "logits", one_class)
+
+
+def test_a_network_that_predicts_one_class_stops_the_run(sure_of_grey, tiny_train):
     with pytest.raises(CollapseError, match=r"have collapsed: .*'dark': 0, 'grey': \d{4}, 'light': 0"):
         tiny_train(*ROUNDS)
+
+
+@pytest.mark.parametrize("policy", ["online", "consistency"])
+def test_a_teacher_that_predicts_one_class_is_warned_of_and_stops_the_run(
+    policy, sure_of_grey, tiny_train, monkeypatch, caplog
+):
+    """After two windows of two steps here."""
+    monkeypatch.setattr(collapse, "WINDOW", 2)
+    monkeypatch.setattr(collapse, "PATIENCE", 2)
+    with pytest.raises(
+        CollapseError, match=r"of tiny_a have .* last 2 of 4 steps .*'dark': 0, 'grey': \d+, 'light': 0"
+    ):
+        tiny_train(*ROUNDS, "SELF_TRAINING.POLICY", policy, "MODEL.EMA_DECAY", "0.9")
+    (warning,) = [message for message in caplog.messages if "have collapsed" in message]
+    assert "in the last 2 of 2 steps" in warning and "(1 of 2 times" in warning
 
 
 @pytest.mark.parametrize("policy", ["class_balanced", "online", "consistency"])

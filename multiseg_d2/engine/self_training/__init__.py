@@ -21,14 +21,20 @@ __all__ = [
 ]
 
 #: Policies that label in every step.
-_ONLINE = {"online": OnlineSelfTrainingHook, "consistency": ConsistencyHook}
+_ONLINE: dict[str, type[OnlineSelfTrainingHook] | type[ConsistencyHook]] = {
+    "online": OnlineSelfTrainingHook,
+    "consistency": ConsistencyHook,
+}
 
 
 def self_training_hooks(cfg: CfgNode) -> list[HookBase]:
     """The hooks that ``SELF_TRAINING`` asks for; none where there are no rounds."""
     if cfg.SELF_TRAINING.ROUNDS == 0:
         return []
-    return [_ONLINE.get(cfg.SELF_TRAINING.POLICY, SelfTrainingHook)(cfg)]
+    if cfg.SELF_TRAINING.POLICY not in _ONLINE:
+        return [SelfTrainingHook(cfg)]
+    hook = _ONLINE[cfg.SELF_TRAINING.POLICY](cfg)
+    return [hook, hook.watch]
 
 
 def self_training_problems(cfg: CfgNode) -> Iterator[str]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from ...data.augment import draw_blur, draw_color_jitter
 from ...label_space import IGNORE
 from ...user_error import ConfigError
+from .collapse import CollapseWatch
 from .data import check_target_is_not_scored, source_and_target
 from .teacher import NO_TEACHER, real_pixels, teach
 
@@ -40,6 +41,9 @@ class ConsistencyHook(HookBase):
     Args:
         cfg: ``DATASETS``, ``INPUT.FORMAT`` and ``MODEL.EMA_DECAY`` are used.
 
+    Attributes:
+        watch: of the teacher's labels, a hook as well.
+
     Raises:
         ValueError: there is no teacher, nothing labelled or nothing unlabelled.
 
@@ -51,6 +55,7 @@ class ConsistencyHook(HookBase):
         if cfg.MODEL.EMA_DECAY <= 0:
             raise ConfigError(NO_TEACHER.format(policy="consistency"))
         self.cfg = cfg
+        self.watch = CollapseWatch()
         self.source, self.target = source_and_target(cfg)
 
     def before_train(self) -> None:
@@ -70,6 +75,7 @@ class ConsistencyHook(HookBase):
 
     def _labelled(self, sample: Sample, labels: Tensor, confidence: Tensor) -> Sample:
         labels = torch.where(real_pixels(sample) & (confidence >= SURE), labels, IGNORE)
+        self.watch.see(sample["dataset"], labels)
         rng = np.random.default_rng(int(torch.randint(2**31, ())))
         image = strong_view(sample["image"], rng, self.cfg.INPUT.FORMAT)
         return {**sample, "image": image, "sem_seg": labels, "annotation": "pixel", "pseudo": True}

@@ -24,6 +24,7 @@ from ...modeling.heads.per_dataset import REGULARIZERS
 from ...user_error import ConfigError
 from ..dataset_pass import run_over
 from ..ranks import unwrapped
+from .collapse import CollapseError, has_collapsed
 from .data import check_target_is_not_scored, first_images, most_confident, source_and_target
 from .folder import PseudoLabelError, PseudoLabels
 from .labelling import ConfidenceCollector, LabelWriter, all_sum
@@ -34,19 +35,13 @@ from .rounds import Portion, RoundPlan
 from .target_space import TargetClasses
 from .thresholds import ConfidenceSamples
 
-__all__ = ["POLICIES", "CollapseError", "SelfTrainingHook"]
+__all__ = ["POLICIES", "SelfTrainingHook"]
 
 logger = logging.getLogger(__name__)
 
 #: Value of SELF_TRAINING.POLICY -> one list of confidences per class, or one for all.
 POLICIES = {"global": False, "class_balanced": True, "spatial_prior": True}
-#: A round in which one class has more than this share of the kept pixels has collapsed.
-MAX_SHARE = 0.99
 _FOLDER = "self_training"
-
-
-class CollapseError(PseudoLabelError):
-    """The pseudo-labels of a round would teach one class only, or nothing."""
 
 
 class SelfTrainingHook(HookBase):
@@ -251,7 +246,7 @@ def _report(
     """One line on the round; warns of classes that keep nothing.
 
     Raises:
-        CollapseError: nothing is kept, or more than :data:`MAX_SHARE` of it is one class.
+        CollapseError: see :func:`.has_collapsed`.
     """
     number, kept = labels.number, written["kept"]
     shares = 100 * kept / max(written["pixels"], 1)
@@ -263,7 +258,7 @@ def _report(
     empty = [name for name, k, p in zip(classes, kept, predicted) if p > 0 and k == 0]
     if empty:
         logger.warning("round %d: %s are predicted in %s, but none of it is kept", number, empty, labels.target)
-    if kept.sum() == 0 or (len(classes) > 1 and kept.max() > MAX_SHARE * kept.sum()):
+    if has_collapsed(kept):
         raise CollapseError(
             f"round {number}: the pseudo-labels of {labels.target} have collapsed: {int(kept.sum())} of "
             f"{written['pixels']} pixels are kept, {dict(zip(classes, kept.tolist()))}. Begin with better weights, or "

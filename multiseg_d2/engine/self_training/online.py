@@ -15,6 +15,7 @@ from ...data.labels import label_targets
 from ...label_space import IGNORE
 from ...user_error import ConfigError
 from ..ranks import unwrapped
+from .collapse import CollapseWatch
 from .data import check_target_is_not_scored, source_and_target
 from .mining import MiningRule
 from .rare_images import RareImages, class_pixels
@@ -39,6 +40,9 @@ class OnlineSelfTrainingHook(HookBase):
     Args:
         cfg: ``DATASETS``, ``SELF_TRAINING.MINING`` and ``MODEL.EMA_DECAY`` are used.
 
+    Attributes:
+        watch: of the teacher's labels, a hook as well.
+
     Raises:
         ValueError: there is no teacher, no source or no target.
 
@@ -50,6 +54,7 @@ class OnlineSelfTrainingHook(HookBase):
             raise ConfigError(NO_TEACHER.format(policy="online"))
         self.cfg = cfg
         self.source, self.target = source_and_target(cfg)
+        self.watch = CollapseWatch()
         self.mining = MiningRule.of("SELF_TRAINING.MINING", cfg.SELF_TRAINING.MINING)
 
     def before_train(self) -> None:
@@ -77,6 +82,7 @@ class OnlineSelfTrainingHook(HookBase):
             real = real_pixels(target)
             weight = quality(confidence, real)
             labels = torch.where(real, labels, IGNORE)
+            self.watch.see(target["dataset"], labels, float(weight))
             image, labels, pasted = class_mix(source["image"], source["sem_seg"], target["image"], labels)
             result.append(
                 {

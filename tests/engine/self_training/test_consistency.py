@@ -11,6 +11,7 @@ import torch
 from run_state import assert_same, final_state
 
 from multiseg_d2.data.schedule import Draw
+from multiseg_d2.engine.self_training.collapse import CollapseWatch
 from multiseg_d2.engine.self_training.consistency import SURE, ConsistencyHook, strong_view, weighted
 from multiseg_d2.engine.self_training.teacher import teach
 from multiseg_d2.engine.step import _by_entry
@@ -69,6 +70,7 @@ def test_weights_turn_one_mean_into_two():
 def test_only_what_the_teacher_is_sure_of_is_labelled(monkeypatch):
     hook = ConsistencyHook.__new__(ConsistencyHook)
     hook.cfg, hook.target = SimpleNamespace(INPUT=SimpleNamespace(FORMAT="RGB")), ("t",)
+    hook.watch = CollapseWatch()
     labels, confidence = torch.arange(6, dtype=torch.uint8).view(2, 3), torch.tensor([[0.96, 0.9, 1.0], [SURE, 0.2, 1]])
     hook.trainer = None
     monkeypatch.setattr("multiseg_d2.engine.self_training.consistency.teach", lambda _t, s: [(labels, confidence)])

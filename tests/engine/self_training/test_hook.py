@@ -15,8 +15,8 @@ from run_state import assert_same, drawn, final_state
 
 from multiseg_d2.data.soft_labels import read_soft_label
 from multiseg_d2.engine import ConfigError
+from multiseg_d2.engine.self_training.collapse import CollapseError
 from multiseg_d2.engine.self_training.folder import PseudoLabelError, PseudoLabels
-from multiseg_d2.engine.self_training.hook import CollapseError
 
 TARGET = "tiny_a_val/unlabelled"
 KEYS = [

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from multiseg_d2.engine.self_training import online
+from multiseg_d2.engine.self_training.collapse import CollapseWatch
 from multiseg_d2.engine.self_training.online import SURE, OnlineSelfTrainingHook, class_mix, quality
 
 
@@ -46,11 +47,12 @@ def test_the_teachers_pixels_weigh_as_much_as_it_is_sure_of_real_ones(monkeypatc
     assert float(quality(confidence, real)) == pytest.approx(1 / 3)
     hook = OnlineSelfTrainingHook.__new__(OnlineSelfTrainingHook)
     hook.source, hook.target, hook.trainer = ("s",), ("t",), SimpleNamespace()
+    hook.watch = CollapseWatch()
     taught = torch.tensor([[1, 2, 3, 4]], dtype=torch.uint8)
     monkeypatch.setattr(online, "teach", lambda _trainer, samples: [(taught, confidence)] * len(samples))
     image = torch.arange(12, dtype=torch.uint8).view(3, 1, 4)
     source = {"entry": "s", "image": image + 100, "sem_seg": torch.tensor([[9, 255, 255, 9]], dtype=torch.uint8)}
-    target = {"entry": "t", "image": image, "content": real}
+    target = {"entry": "t", "dataset": "target", "image": image, "content": real}
     first, mixed = hook.mix([source, target])
     assert first is source
     assert mixed["sem_seg"].tolist() == [[9, 2, 3, 9]]
