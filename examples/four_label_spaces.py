@@ -66,6 +66,7 @@ picture = cv2.imread(str(next((OUTPUT / "datasets/toy/day/images/val").glob("*.j
 labelled = {}
 for name in SPACES:
     predictor = Predictor.from_checkpoint(OUTPUT / "shared.pth", name)
-    labelled[f"{name}: {predictor.space.num_classes} classes"] = (predictor(picture), predictor.space.colors)
+    space = predictor.space
+    labelled[f"{name}: {space.num_classes} classes"] = (predictor(picture), space.classes, space.colors)
 pictures.save(pictures.in_label_spaces(picture, labelled), OUTPUT / "four_label_spaces.png")
 print(f"see {OUTPUT / 'four_label_spaces.png'}")

@@ -24,15 +24,17 @@ def test_one_picture_in_four_label_spaces(tmp_path, monkeypatch, capsys):
     assert "toy_day 'rider' is superset of toy_dusk 'bicyclist'" in said and "MB" in said
     assert (tmp_path / "shared.pth").stat().st_size < 15e6
     picture = np.asarray(Image.open(tmp_path / "four_label_spaces.png"))
-    height, width = names["picture"].shape[:2]
-    assert picture.shape == (2 * (height + 24), 2 * width, 3)
+    assert picture.shape[0] > picture.shape[1] / 3 and picture.shape[1] > 2 * 480  # two rows of two readable panels
     assert len(names["labelled"]) == 4 and "toy_day_train" in DatasetCatalog.list()
 
 
-def test_panels_in_rows():
-    image, colors = np.full((30, 50, 3), 100, np.uint8), np.array([[255, 0, 0], [0, 255, 0]], np.uint8)
-    ids = np.zeros((30, 50), np.uint8)
-    page = in_label_spaces(image, {"a": (ids, colors), "b": (ids + 1, colors), "c": (ids, colors)})
-    assert page.shape == (108, 100, 3)
-    assert page[40, 25, 0] > page[40, 25, 1] and page[40, 75, 1] > page[40, 75, 0]
-    assert not page[60:, 50:].any()
+def test_a_panel_for_each_label_space_in_its_own_colours():
+    image, colors = np.full((300, 500, 3), 100, np.uint8), np.array([[255, 0, 0], [0, 255, 0]], np.uint8)
+    ids, names = np.zeros((300, 500), np.uint8), ["one", "other"]
+    page = in_label_spaces(image, {str(i): (ids + i % 2, names, colors) for i in range(4)})
+    height, width = page.shape[0] // 2, page.shape[1] // 2
+    for panel in range(4):
+        rows, columns = slice(panel // 2 * height, None), slice(panel % 2 * width, None)
+        pixels = page[rows, columns][60 : height - 60, 60 : width - 60].reshape(-1, 3).astype(int)
+        red, green = (np.median(pixels[:, channel]) for channel in (0, 1))
+        assert (red > green + 100) == (panel % 2 == 0) and (green > red + 100) == (panel % 2 == 1)

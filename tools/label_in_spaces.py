@@ -38,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in spaces:
         predictor = Predictor.from_checkpoint(args.model, name, args.norm)
         ids = predictor(image if predictor.image_format == "RGB" else image[..., ::-1], args.picture)
-        labelled[f"{name}: {predictor.space.num_classes} classes"] = (ids, predictor.space.colors)
+        space = predictor.space
+        labelled[f"{name}: {space.num_classes} classes"] = (ids, space.classes, space.colors)
     pictures.save(pictures.in_label_spaces(image, labelled), args.output)
     print(f"{args.output}: {', '.join(labelled)}")
     return 0

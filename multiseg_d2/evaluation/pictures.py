@@ -125,25 +125,24 @@ def comparison(
 
 
 def in_label_spaces(
-    image: np.ndarray, labelled: Mapping[str, tuple[np.ndarray, np.ndarray]], columns: int = 2
+    image: np.ndarray, labelled: Mapping[str, tuple[np.ndarray, Sequence[str], np.ndarray]]
 ) -> np.ndarray:
-    """One image labelled in several label spaces, a panel each.
+    """One image labelled in several label spaces, a panel each, with names on the large regions.
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        labelled: title -> ((H, W) ids, (C, 3) uint8 colours of the classes).
-        columns: panels beside each other.
+        labelled: title -> ((H, W) ids, C names of classes, their (C, 3) uint8 colours).
 
     Returns:
-        uint8 RGB; panels that are missing in the last row are black.
+        (h, w, 3) uint8; panels of a readable size, whatever the image's.
     """
-    panels = []
-    for title, (ids, colors) in labelled.items():
-        strip = np.zeros((24, image.shape[1], 3), np.uint8)
-        cv2.putText(strip, title, (6, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 255), 1, cv2.LINE_AA)
-        panels.append(np.vstack([strip, overlay(image, ids, distinct_colors(colors))]))
-    panels += [np.zeros_like(panels[0])] * (-len(panels) % columns)
-    return np.vstack([np.hstack(panels[i : i + columns]) for i in range(0, len(panels), columns)])
+    size = _tile_size(*image.shape[:2])
+    photo = _resize(image, size)
+    panels = {
+        title: _label_panel(photo, _resize(ids, size, nearest=True), classes, distinct_colors(colors))
+        for title, (ids, classes, colors) in labelled.items()
+    }
+    return _page(panels, [], "")
 
 
 def save(picture: np.ndarray, path: str | os.PathLike) -> None:
