@@ -88,3 +88,9 @@ def test_a_user_file_may_import_in_any_order(environment, first):
     registered, *stand_ins, module = done.stdout.split()
     assert registered == "True" and module == "multiseg_d2.compat"
     assert ("torchvision" in "".join(stand_ins)) == ("torchvision" in compat.stand_ins())
+
+
+def test_tools_have_no_options_of_the_training_script():
+    """They neither resume nor start processes: what means nothing must not be offered."""
+    scripts = [path for path in SCRIPTS if path.name != "train_net.py" and path.parent.name != "benchmarks"]
+    assert [path.name for path in scripts if "argument_parser()" in path.read_text(encoding="utf-8")] == []

@@ -31,7 +31,7 @@ import numpy as np
 
 from multiseg_d2.class_relations import ClassResponses, relations_text, taxonomy_relations
 from multiseg_d2.data.register import register_from_config
-from multiseg_d2.engine import Trainer, argument_parser, load_config, load_weights, setup
+from multiseg_d2.engine import Trainer, add_config_arguments, load_config, load_weights, setup
 from multiseg_d2.engine.dataset_pass import run_over
 from multiseg_d2.evaluation.pictures import save
 from multiseg_d2.evaluation.relations_report import Comparison, compare, example_crops, graph_picture, taxonomy_lines
@@ -44,10 +44,9 @@ from multiseg_d2.user_error import UserError, run_script
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, or 2 for something that cannot be done; says why."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    if argv[:1] == ["measure"]:
-        return measure(argv[1:])
     args = _parser().parse_args(argv)
+    if args.command == "measure":
+        return measure(args)
     try:
         {"list": show, "report": report, "accept": accept}[args.command](args)
     except (UserError, ValueError, OSError) as problem:
@@ -56,10 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measure(argv: Sequence[str]) -> int:
+def measure(args: argparse.Namespace) -> int:
     """One pass over the training sets; writes and lists the responses."""
-    args = argument_parser().parse_args(argv)
-    args.eval_only = True
     cfg = setup(args)
     model = Trainer.build_model(cfg)
     head = model.sem_seg_head
@@ -130,7 +127,7 @@ def _named(text: str) -> tuple[str, str]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("measure", help="one pass of a model over its training sets; arguments as of train_net.py")
+    add_config_arguments(commands.add_parser("measure", help="one pass of a model over its training sets"))
     command = commands.add_parser("list", help="prints the relations of a file of responses")
     command.add_argument("file")
     command.add_argument("--threshold", type=float, help="least mean cosine; default: the file's")

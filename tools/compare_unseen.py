@@ -12,6 +12,7 @@ and writes it to OUTPUT_DIR as unseen.md and unseen.json.
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ from rich.table import Table
 from torch import nn
 
 from multiseg_d2.atomic_file import write_atomically
-from multiseg_d2.engine import Trainer, argument_parser, load_weights, setup
+from multiseg_d2.engine import Trainer, add_config_arguments, load_weights, setup
 from multiseg_d2.engine.dataset_pass import run_over
 from multiseg_d2.engine.unseen import NUM_IMAGES
 from multiseg_d2.modeling.norm.unseen import CHOICES, is_unseen
@@ -35,11 +36,11 @@ from multiseg_d2.user_error import run_script
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, or 2 if no dataset of DATASETS.TEST is unseen."""
-    parser = argument_parser()
-    parser.description, parser.epilog = __doc__, None
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_config_arguments(parser)
     parser.add_argument("--images", type=int, default=NUM_IMAGES, help="unseen images that are looked at (%(default)s)")
     args = parser.parse_args(argv)
-    args.opts, args.eval_only = [*args.opts, *_ANY], True
+    args.opts = [*args.opts, *_ANY]
     cfg = setup(args)
     model = Trainer.build_model(cfg)
     load_weights(model, cfg.MODEL.WEIGHTS, complete=True)

@@ -12,6 +12,7 @@ DATASETS.TEST at most --pixels pixels are taken. Run it for models with and with
 
 from __future__ import annotations
 
+import argparse
 import csv
 import io
 import sys
@@ -25,7 +26,7 @@ from detectron2.data import MetadataCatalog
 from torch import nn
 
 from multiseg_d2.atomic_file import write_atomically
-from multiseg_d2.engine import Trainer, argument_parser, load_weights, setup
+from multiseg_d2.engine import Trainer, add_config_arguments, load_weights, setup
 from multiseg_d2.engine.dataset_pass import run_over
 from multiseg_d2.evaluation.embedding_plot import PixelSample, draw_map, nearest_classes, tsne, write_points
 from multiseg_d2.modeling.prototypes import PixelFeatures
@@ -34,11 +35,10 @@ from multiseg_d2.user_error import run_script
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0."""
-    parser = argument_parser()
-    parser.description, parser.epilog = __doc__, None
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_config_arguments(parser)
     parser.add_argument("--pixels", type=int, default=100, help="most pixels of one class of one dataset (default 100)")
     args = parser.parse_args(argv)
-    args.eval_only = True
     cfg = setup(args)
     model = Trainer.build_model(cfg)
     load_weights(model, cfg.MODEL.WEIGHTS, complete=True)

@@ -10,13 +10,14 @@ trained with the file has its d, each class as many prototypes, and they are fro
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from multiseg_d2.engine import Trainer, argument_parser, setup
+from multiseg_d2.engine import Trainer, add_config_arguments, setup
 from multiseg_d2.engine.dataset_pass import run_over
 from multiseg_d2.modeling.heads import EntropyHead
 from multiseg_d2.modeling.prototypes import PrototypeSource
@@ -25,8 +26,8 @@ from multiseg_d2.user_error import ConfigError, run_script
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0."""
-    parser = argument_parser()
-    parser.description, parser.epilog = __doc__, None
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_config_arguments(parser)
     parser.add_argument("--dim", type=int, default=100, help="d, at most the width of the decoder; %(default)s")
     parser.add_argument("--centroids", type=int, default=1, help="prototypes of each class, by k-means; %(default)s")
     parser.add_argument("--momentum", type=float, default=1.0, help="share they keep per step; 1 = frozen (default)")
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("prototypes that follow the labelled pixels are means: --centroids 1, or --momentum 1")
     if args.output.suffix != ".npz":
         parser.error(f"--output {args.output}: the name must end in .npz")
-    args.opts = [*args.opts, "MODEL.SEM_SEG_HEAD.CLASS_STATISTICS", ""]
+    args.opts, args.eval_only = [*args.opts, "MODEL.SEM_SEG_HEAD.CLASS_STATISTICS", ""], False
     cfg = setup(args)
     model = Trainer.build_model(cfg)
     head = model.sem_seg_head

@@ -7,7 +7,7 @@ from ..user_error import ConfigError, UserError, run_script
 from .config_file import load_config
 from .launch import launch
 from .predictor import Predictor
-from .setup import argument_parser, setup
+from .setup import add_config_arguments, argument_parser, setup
 from .signals import EXIT_STOPPED
 from .step import NonFiniteLossError, TrainStep
 from .trainer import Trainer
@@ -24,6 +24,7 @@ __all__ = [
     "Predictor",
     "TrainStep",
     "Trainer",
+    "add_config_arguments",
     "argument_parser",
     "launch",
     "load_config",

@@ -16,7 +16,7 @@ from .idle_keys import idle_keys
 from .signals import EXIT_STOPPED
 from .user_code import register_config
 
-__all__ = ["argument_parser", "setup"]
+__all__ = ["add_config_arguments", "argument_parser", "setup"]
 
 _EPILOG = f"""
 examples:
@@ -42,11 +42,22 @@ def argument_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds a config file and ``KEY VALUE`` pairs: all that a tool needs which looks at a model in one process.
+
+    What it parses is for :func:`setup`, which then checks nothing that matters to training only; set ``eval_only`` to
+    False for the whole check. The device is that of ``MODEL.DEVICE``.
+    """
+    parser.add_argument("--config-file", metavar="FILE", required=True, help="config of the model")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs that change the config, last")
+    parser.set_defaults(eval_only=True, num_gpus=1)
+
+
 def setup(args: argparse.Namespace) -> CfgNode:
     """Reads the config, registers its datasets, checks it, and sets up logging and the output folder.
 
     Args:
-        args: of :func:`argument_parser`.
+        args: of :func:`argument_parser`, or with :func:`add_config_arguments`.
 
     Returns:
         The frozen config.
