@@ -80,7 +80,7 @@ class Hierarchy:
 
     Raises:
         HierarchyError: not a tree (cycle, several roots, unknown parent), a node that covers nothing or more than its
-            parent, or a class that covers nothing.
+            parent, or a class that covers nothing, here or of the nodes below the root.
     """
 
     def __init__(
@@ -200,9 +200,6 @@ class Hierarchy:
     # ---- checks and construction ----
 
     def _check_parents(self, by_name: Mapping[str, Node]) -> None:
-        roots = [node.name for node in by_name.values() if not node.parent]
-        if len(roots) != 1:
-            raise HierarchyError(f"{self._where}: a tree has one root (a node without a parent), not {roots}")
         for node in by_name.values():
             if not node.leaves:
                 raise HierarchyError(f"{self._where}: node {node.name!r} covers no universal class")
@@ -217,6 +214,9 @@ class Hierarchy:
                 above = by_name[above].parent
             if node.parent and not node.leaves <= by_name[node.parent].leaves:
                 raise HierarchyError(f"{self._where}: {node.name!r} covers more than its parent {node.parent!r}")
+        roots = [node.name for node in by_name.values() if not node.parent]
+        if len(roots) != 1:
+            raise HierarchyError(f"{self._where}: a tree has one root (a node without a parent), not {roots}")
 
     def _in_depth_first_order(self, by_name: Mapping[str, Node]) -> tuple[Node, ...]:
         children: dict[str, list[Node]] = {}
@@ -234,10 +234,16 @@ class Hierarchy:
         self._rows = dict(zip(spaces, _leaf_sets(spaces, self._where)))
         self._classes = {dataset: space.classes for dataset, space in spaces.items()}
         everything = self.nodes[0].leaves
+        below = frozenset().union(*(self.nodes[i].leaves for i in self._below[0])) or everything
         for dataset, rows in self._rows.items():
             for name, row in zip(self._classes[dataset], rows):
                 if not row <= everything:
                     raise HierarchyError(f"{self._where}: class {name!r} of {dataset!r} lies outside the root")
+                if not (row <= below or row == everything):
+                    raise HierarchyError(
+                        f"{self._where}: class {name!r} of {dataset!r} lies in no node below the root, or in part "
+                        "only, so that no classifier would learn it: add a node that covers it"
+                    )
             steps = [self._steps(row) for row in rows]
             reached: dict[int, set[tuple[int, ...]]] = {}
             for step in (s for path in steps for s in path):

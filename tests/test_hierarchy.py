@@ -6,6 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
+import yaml
 from detectron2.data import MetadataCatalog
 
 from multiseg_d2.hierarchy import Hierarchy, HierarchyError, Node, build_nodes, read_nodes, write_nodes
@@ -217,6 +218,31 @@ def test_the_file_can_be_written_edited_and_read(tmp_path):
         Hierarchy(read_nodes(path, UNIVERSAL), spaces, where=str(path))
 
 
+@pytest.mark.parametrize(
+    ("node", "change", "message"),
+    [
+        ("street", {"parent": "road"}, "nodes contain themselves: street > road > street"),
+        ("root", {"parent": "road"}, "nodes contain themselves: root > road > street > root"),
+        ("road", {"parent": "road"}, "nodes contain themselves: road > road"),
+        ("car", {"covers": []}, "node 'car' covers no universal class"),
+        ("car", {"covers": None}, "node 'car' covers no universal class"),
+        ("sidewalk", None, "class 'sidewalk' of 'fine' lies in no node below the root"),
+    ],
+)
+def test_an_edited_file_that_is_no_tree_is_refused(node, change, message, tmp_path):
+    """Cycles, also through the root, and nodes or classes that cover nothing; the file is named."""
+    spaces = {s.name: s for s in (space("fine", **FINE), space("coarse", **COARSE))}
+    content = yaml.safe_load(write_nodes(Hierarchy.build(spaces, UNIVERSAL).nodes, UNIVERSAL))
+    if change is None:
+        del content["nodes"][node]
+    else:
+        content["nodes"][node] |= change
+    path = tmp_path / "tree.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    with pytest.raises(HierarchyError, match=f"tree.yaml: {message}"):
+        Hierarchy(read_nodes(path, UNIVERSAL), spaces, where=str(path))
+
+
 def test_printed_tree():
     lines = list(build(space("fine", **FINE), space("coarse", **COARSE)).lines())
     assert lines[0].startswith("root  [3 + void]")
@@ -230,7 +256,8 @@ ALL = frozenset(range(len(UNIVERSAL)))
 @pytest.mark.parametrize(
     ("nodes", "message"),
     [
-        ([Node("a", ALL, "b"), Node("b", ALL, "a")], "one root"),
+        ([Node("a", ALL, "b"), Node("b", ALL, "a")], "contain themselves: a > b > a"),
+        ([Node("a", ALL, "a")], "contain themselves: a > a"),
         ([Node("root", ALL, ""), Node("a", frozenset([0]), "b"), Node("b", frozenset([0]), "a")], "contain themselves"),
         ([Node("root", ALL, ""), Node("a", frozenset([0]), "rot")], "did you mean 'root'"),
         ([Node("root", ALL, ""), Node("other", ALL, "")], "one root"),
