@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -175,6 +176,19 @@ def test_nine_datasets_build_one_hierarchy(nine):
         for a, b in itertools.combinations(tree.children[j], 2):
             shared = tree.nodes[a].leaves & tree.nodes[b].leaves
             assert not shared or not (tree.nodes[a].leaves < tree.nodes[b].leaves), tree.nodes[i].name
+
+
+def test_the_page_says_how_large_these_trees_are(nine):
+    page = " ".join((Path(__file__).parents[1] / "docs" / "methods" / "htss.md").read_text(encoding="utf-8").split())
+    spaces, universal = nine
+    tree = Hierarchy.build(spaces, universal)
+    sets = {row.tobytes() for s in spaces.values() for row in s.membership}
+    size = f"{len(tree.nodes)} nodes and {len(tree.classifiers)} classifiers ({len(tree.left_out)} times)"
+    assert f"nine real datasets ({len(sets)} different sets of leaves) {size}" in page
+    toys = {n: MetadataCatalog.get(f"toy_{n}_train").label_space for n in ("day", "dusk", "rain", "box", "tag")}
+    tree = Hierarchy.build(toys, universal, weak=("box", "tag"))
+    times = f"({len(tree.left_out)} times a dataset is left out)"
+    assert f"{len(tree.nodes)} nodes and {len(tree.classifiers)} classifiers {times}" in page
 
 
 def test_paths_of_nine_datasets_say_what_the_classes_say(nine):
