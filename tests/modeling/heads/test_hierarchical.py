@@ -165,16 +165,26 @@ def test_hard_boxes_and_means_of_their_own():
     assert head.losses(features, batch)["loss_children"].item() == pytest.approx(sum(p.item() for p in parts), rel=1e-5)
 
 
-def test_shared_means_are_over_strong_and_weak_pixels():
-    head = make_head("iv2019")
-    whole = make_batch(2, strong("coarse"), strong("fine"), BOXES)
-    counts = []
-    for part in (make_batch(2, strong("coarse"), strong("fine")), make_batch(2, BOXES)):
-        counts.append(part)
-    counts[0][0]["x"], counts[1][0]["x"] = whole[0]["x"][:2], whole[0]["x"][2:]
-    separate = sum(head.losses(*part)["loss_children"].item() for part in counts)
-    # `ground` is taught by strong pixels only and `vehicle` by boxes only: here both means are the same
-    assert head.losses(*whole)["loss_children"].item() == pytest.approx(separate, rel=1e-5)
+@pytest.mark.parametrize("loss_type", ["iv2019", "iv2019_separate_norm"])
+def test_means_over_strong_and_weak_pixels_or_of_their_own(loss_type, monkeypatch):
+    """Of a classifier that pixels and boxes teach: each part alone gives its mean, and loops count their pixels."""
+    detail = space("detail", ground="road sidewalk", animal="cat", car="car", van="van", bus="bus")
+    monkeypatch.setitem(SPACES, "detail", detail)
+    head, both = make_head(loss_type), make_batch(2, strong("detail"), BOXES)
+    parts = [make_batch(2, strong("detail")), make_batch(2, BOXES)]
+    means = []
+    for i, (features, batch) in enumerate(parts):
+        features["x"] = both[0]["x"][i : i + 1]
+        means.append(head.losses(features, batch)["loss_children"].item())
+    vehicles = [detail.classes.index(name) for name in ("car", "van", "bus")]
+    decided = full_scores(head, both[0])[1, channels_of(head, "root")].argmax(0)
+    numbers = [int(np.isin(both[1].targets[0], vehicles).sum()), 0]
+    for y, x in np.ndindex(*SIZE):
+        inside = [x0 <= x + 0.5 < x1 and y0 <= y + 0.5 < y1 for x0, y0, x1, y1 in ((0, 0, 6, 6), (2, 2, 10, 8))]
+        numbers[1] += any(inside) and int(decided[y, x]) == 1  # of the car or the van, where the root says vehicle
+    assert min(numbers) > 3 and numbers[0] != numbers[1]
+    expected = sum(means) if "separate" in loss_type else np.average(means, weights=numbers)
+    assert head.losses(*both)["loss_children"].item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("loss_type", ["iv2018", "iv2019"])
