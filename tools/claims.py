@@ -4,6 +4,7 @@
     python tools/claims.py benchmarks/claims/toy_cdcl.yaml --dry-run    # what would be run
     python tools/claims.py benchmarks/claims/toy_cdcl.yaml              # run what is missing; again: nothing is left
     python tools/claims.py benchmarks/claims/toy_cdcl.yaml --readme docs/results.md
+    python tools/claims.py benchmarks/claims/norms.yaml --readme docs/norms.md --picture    # its plot as well
 
 Runs go one after another, each as a process of its own with --resume, so a killed call goes on where it was. A finished
 run is known by its content (resolved config, seed, dataset specs, weights, version of the package) and is not repeated.
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             runner = SubprocessRunner(args.script, argv[cut + 1 :])
             table = run_claim(claim, jobs, runner, lambda table: _write(claim, table, args.output))
-        _write(claim, table, args.output, args.readme)
+        _write(claim, table, args.output, args.readme, args.picture)
     except ClaimError as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2
@@ -72,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--table-only", action="store_true", help="write the table of what is there, run nothing")
     parser.add_argument("--any-source", action="store_true", help="take runs of other versions of the package, too")
     parser.add_argument("--readme", type=Path, help="replace the block <!-- claims:NAME begin/end --> of this file")
+    parser.add_argument("--picture", action="store_true", help="with --readme: its plot, shown in the page")
     parser.add_argument("--script", type=Path, default=ROOT / "train_net.py", help="the training script; %(default)s")
     return parser
 
@@ -87,12 +89,15 @@ def _print_plan(jobs: Sequence[Job], out: Console) -> None:
     out.print(f"{todo} of {len(jobs)} runs to do{left}", highlight=False)
 
 
-def _write(claim: Claim, table: Table, folder: Path, readme: Path | None = None) -> None:
-    markdown = to_markdown(table)
+def _write(claim: Claim, table: Table, folder: Path, readme: Path | None = None, picture: bool = False) -> None:
+    markdown, plot, name = to_markdown(table), to_png(table), f"{claim.name}.png"
     write_atomically(folder / f"{claim.name}.md", markdown)
     write_atomically(folder / f"{claim.name}.csv", to_csv(table))
-    write_atomically(folder / f"{claim.name}.png", to_png(table))
+    write_atomically(folder / name, plot)
     if readme is not None:
+        if picture:
+            write_atomically(readme.with_name(name), plot)
+            markdown += f"\n![{claim.title}]({name})\n"
         write_atomically(readme, replace_block(readme, claim.name, markdown))
 
 

@@ -90,6 +90,16 @@ def test_a_run_and_its_table(call, tmp_path, capsys):
     assert call() == 0 and len(calls(tmp_path)) == 1
 
 
+def test_a_page_shows_the_plot(call, tmp_path):
+    page = tmp_path / "docs" / "page.md"
+    page.parent.mkdir()
+    page.write_text("before\n<!-- claims:toy begin --><!-- claims:toy end -->\nafter\n")
+    for arguments in ((), ("--table-only",)):  # again: the block is replaced, not added to
+        assert call(*arguments, "--readme", str(page), "--picture") == 0
+    assert page.read_text().count("![Toy](toy.png)") == 1
+    assert (page.parent / "toy.png").read_bytes() == (tmp_path / "out" / "toy.png").read_bytes()
+
+
 def test_dry_run_and_table_only_run_nothing(call, tmp_path, capsys):
     assert call("--dry-run") == 0
     assert "new" in capsys.readouterr().out and not calls(tmp_path)
