@@ -50,6 +50,8 @@ FOREIGN = {"export", "pip", "tensorboard", "source", "git", "cd"}
 NEEDED = {"predict.py": {"--config-file": "configs/base.yaml", "--weights": "model.pth", "--output": "out"}}
 
 
+_COMMAND = re.compile(r"(?:[A-Z0-9_]+=\S+ )*(?:python|make|torchrun|pip) ")
+
 # ---- Commands --------------------------------------------------------------------------------------------------------
 
 
@@ -61,13 +63,15 @@ def said_to_type(path: Path) -> list[str]:
         rest = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
         inline = re.findall(r"`((?:python|make|torchrun|pip) [^`]+)`", rest)
         lines = "".join(fenced).replace("\\\n", " ").splitlines() + inline
+        indented = (line.strip() for line in rest.replace("\\\n", " ").splitlines() if line.startswith("    "))
+        lines += [part for line in indented if _COMMAND.match(line) for part in line.split(" && ")]
         return [line for line in map(str.strip, lines) if line and not line.startswith("#")]
     if path.suffix == ".py":
         text = ast.get_docstring(ast.parse(text)) or ""
     else:
         text = "\n".join(line.lstrip("# ") for line in text.splitlines() if line.startswith("#"))
     lines = [line.strip() for line in text.replace("\\\n", " ").splitlines()]
-    return [line for line in lines if re.match(r"(?:[A-Z0-9_]+=\S+ )*(?:python|make|torchrun) ", line)]
+    return [line for line in lines if _COMMAND.match(line)]
 
 
 COMMANDS = [
