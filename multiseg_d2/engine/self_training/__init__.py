@@ -48,8 +48,8 @@ def self_training_problems(cfg: CfgNode) -> Iterator[str]:
         return
     loss = f"{name} with LOSS_TYPE {cfg.MODEL.SEM_SEG_HEAD.LOSS_TYPE!r}"
     advice = "softmax heads only: PerDatasetHead, or UnifiedHead with LOSS_TYPE 'cross_entropy'"
-    if keys.POLICY in _ONLINE:
-        yield f"SELF_TRAINING.POLICY {keys.POLICY!r} weighs pixels, which {loss} cannot: {advice}"
+    if keys.POLICY == "online":
+        yield f"SELF_TRAINING.POLICY 'online' weighs pixels, which {loss} cannot: {advice}"
     if keys.REGULARIZER[0] != "none":
         yield (
             f"SELF_TRAINING.REGULARIZER {tuple(keys.REGULARIZER)} asks for soft labels or a term of a softmax, which "

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...data.augment import draw_blur, draw_color_jitter
 from ...label_space import IGNORE
+from ...modeling.heads import registered_heads
 from ...user_error import ConfigError
 from .collapse import CollapseWatch
 from .data import check_target_is_not_scored, source_and_target
@@ -35,7 +36,8 @@ class ConsistencyHook(HookBase):
     The teacher has the averaged weights (``MODEL.EMA_DECAY``) and sees the sample as the loader gives it. Pixels of
     which it is not sure are not labelled. Of each dataset the loss is the mean over its labelled pixels plus that over
     *all* real pixels of its unlabelled images, of which only the sure ones have a summand, as in FixMatch; the weights
-    that the two need come as ``confidence`` of the samples, so any head that scores pixels by these can be trained.
+    that the two need come as ``confidence`` of the samples. A head whose loss takes no weights (binary losses, a
+    hierarchy) has one mean over its labelled pixels and the sure ones instead.
     Images keep the classes of their own dataset. What is drawn depends on seed and step alone.
 
     Args:
@@ -55,6 +57,7 @@ class ConsistencyHook(HookBase):
         if cfg.MODEL.EMA_DECAY <= 0:
             raise ConfigError(NO_TEACHER.format(policy="consistency"))
         self.cfg = cfg
+        self.weighs_pixels = registered_heads()[cfg.MODEL.SEM_SEG_HEAD.NAME].weighs_pixels(cfg)
         self.watch = CollapseWatch()
         self.source, self.target = source_and_target(cfg)
 
@@ -71,7 +74,7 @@ class ConsistencyHook(HookBase):
             return list(samples)
         taught = iter(teach(self.trainer, unlabelled))
         labelled = [self._labelled(s, *next(taught)) if s["entry"] in self.target else s for s in samples]
-        return weighted(labelled)
+        return weighted(labelled) if self.weighs_pixels else labelled
 
     def _labelled(self, sample: Sample, labels: Tensor, confidence: Tensor) -> Sample:
         labels = torch.where(real_pixels(sample) & (confidence >= SURE), labels, IGNORE)

@@ -8,9 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from detectron2.utils.events import EventStorage
 from run_state import assert_same, final_state
 
 from multiseg_d2.data.schedule import Draw
+from multiseg_d2.engine import Trainer
 from multiseg_d2.engine.self_training.collapse import CollapseWatch
 from multiseg_d2.engine.self_training.consistency import SURE, ConsistencyHook, strong_view, weighted
 from multiseg_d2.engine.self_training.teacher import teach
@@ -70,7 +72,7 @@ def test_weights_turn_one_mean_into_two():
 def test_only_what_the_teacher_is_sure_of_is_labelled(monkeypatch):
     hook = ConsistencyHook.__new__(ConsistencyHook)
     hook.cfg, hook.target = SimpleNamespace(INPUT=SimpleNamespace(FORMAT="RGB")), ("t",)
-    hook.watch = CollapseWatch()
+    hook.watch, hook.weighs_pixels = CollapseWatch(), True
     labels, confidence = torch.arange(6, dtype=torch.uint8).view(2, 3), torch.tensor([[0.96, 0.9, 1.0], [SURE, 0.2, 1]])
     hook.trainer = None
     monkeypatch.setattr("multiseg_d2.engine.self_training.consistency.teach", lambda _t, s: [(labels, confidence)])
@@ -80,6 +82,34 @@ def test_only_what_the_teacher_is_sure_of_is_labelled(monkeypatch):
     first, second = hook.disturb([labelled, bare])
     assert second["sem_seg"].tolist() == [[0, 255, 255], [3, 255, 5]]
     assert torch.equal(first["image"], labelled["image"]) and second["pseudo"] and "pseudo" not in first
+    assert "confidence" in first and "confidence" in second
+    hook.weighs_pixels = False  # nothing that the head would have to ignore
+    assert not any("confidence" in sample for sample in hook.disturb([labelled, bare]))
+
+
+@pytest.mark.parametrize(
+    ("head", "loss", "mode"),
+    [
+        ("UnifiedHead", "null_bce", "per_entry"),
+        ("UnifiedHead", "cross_entropy", "per_entry"),
+        ("HierarchicalHead", "", "fused"),
+    ],
+)
+def test_any_head_learns_from_what_the_teacher_is_sure_of(tiny_cfg, monkeypatch, head, loss, mode):
+    """Softmax with weights; binary losses and a hierarchy without."""
+    keys = ["MODEL.SEM_SEG_HEAD.NAME", head, "MODEL.SEM_SEG_HEAD.LOSS_TYPE", loss, "SOLVER.STEP_MODE", mode]
+    monkeypatch.setattr("multiseg_d2.engine.self_training.consistency.SURE", 0.0)
+    trainer = Trainer(tiny_cfg(*KEYS, *keys, "MODEL.SEM_SEG_HEAD.AUX_LOSS_WEIGHT", "0"))
+    trainer.resume_or_load(resume=False)
+    trainer.before_train()
+    with EventStorage(0) as trainer.storage:
+        trainer.iter = 0
+        before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+        trainer.run_step()
+    changed = {name for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}
+    assert {name for name in before if "sem_seg_head" in name} <= changed
+    losses = {name: float(value.latest()) for name, value in trainer.storage.histories().items() if "loss" in name}
+    assert losses["total_loss"] > 0 and all(np.isfinite(value) for value in losses.values()), losses
 
 
 def test_a_stopped_run_resumes_to_the_same(start, tiny_train):
@@ -97,8 +127,6 @@ def test_without_a_teacher_it_is_refused(tiny_cfg):
 
 
 def test_the_teacher_has_the_averaged_weights(tiny_cfg, tiny_root):
-    from multiseg_d2.engine import Trainer
-
     cfg = tiny_cfg(*KEYS)
     trainer = Trainer(cfg)
     sample = {"image": torch.randint(0, 256, (3, 32, 40), dtype=torch.uint8), "dataset": "tiny_a", "entry": TARGETS[0]}

@@ -168,7 +168,7 @@ def test_labels_of_the_target_are_never_read(tiny_root, tiny_train, whole, tmp_p
         ([*SIGMOID, "SELF_TRAINING.REGULARIZER", "('mrkld', 0.1)"], "asks for soft labels or a term of a softmax"),
         ([*TREE, "SELF_TRAINING.REGULARIZER", "('mrent', 0.1)"], "HierarchicalHead"),
         ([*SIGMOID, "SELF_TRAINING.POLICY", "online", "MODEL.EMA_DECAY", "0.9"], "'online' weighs pixels"),
-        ([*TREE, "SELF_TRAINING.POLICY", "consistency", "MODEL.EMA_DECAY", "0.9"], "'consistency' weighs pixels"),
+        ([*TREE, "SELF_TRAINING.POLICY", "online", "MODEL.EMA_DECAY", "0.9"], "'online' weighs pixels"),
     ],
 )
 def test_configs_that_cannot_be_meant(keys, message, tiny_cfg):
