@@ -1,7 +1,8 @@
-"""Losses and labels in pieces beside the same on scores of full size: processor time and memory, in one run.
+"""Losses and labels in pieces beside the same on scores of full size: time and memory, in one run.
 
-For each number of classes the two ways take turns; what they give must agree. Memory is what a call needs beyond
-the scores and labels that it is given. The full-size losses are PyTorch's own functions; the full-size labels
+For each number of classes the two ways take turns; what they give must agree. Times are processor time of all threads;
+"wall" is the ratio of the times on the clock, which counts where there are several threads. Memory is what a call needs
+beyond the scores and labels that it is given. The full-size losses are PyTorch's own functions; the full-size labels
 are resized scores and this project's fast argmax.
 
     python benchmarks/pieces.py
@@ -142,11 +143,11 @@ def check(name: str, ours: object, theirs: object) -> None:
         assert (ours[1] - theirs[1]).norm() <= 2e-6 * theirs[1].norm(), "gradients differ"
 
 
-def seconds(job: Job) -> float:
-    """Processor time of all threads."""
-    start = time.process_time()
+def seconds(job: Job) -> tuple[float, float]:
+    """Processor time of all threads, and time on the clock."""
+    start, clock = time.process_time(), time.perf_counter()
     job()
-    return time.process_time() - start
+    return time.process_time() - start, time.perf_counter() - clock
 
 
 def grown(job: Job) -> float:
@@ -176,16 +177,20 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     print(f"torch {torch.__version__}, {args.threads} threads; losses: {args.images} x {CROP}, labels: {IMAGE}")
-    print(f"{'':28}{'pieces ms':>11}{'full ms':>10}{'ratio':>8}{'quartiles':>16}{'pieces MiB':>12}{'full MiB':>10}")
+    print(
+        f"{'':28}{'pieces ms':>11}{'full ms':>10}{'ratio':>8}{'quartiles':>16}{'wall':>8}"
+        f"{'pieces MiB':>12}{'full MiB':>10}"
+    )
     for classes in args.classes:
         for name, (ours, theirs) in {**losses(classes, args.images), **labels(classes, args.noise)}.items():
             if args.only not in name:
                 continue
             check(name, ours(), theirs())
             pairs = [(seconds(ours), seconds(theirs)) for _ in range(args.repeats)]
-            low, middle, high = statistics.quantiles([a / b for a, b in pairs], n=4)
-            mine, full = (1000 * statistics.median(side) for side in zip(*pairs))
-            line = f"{classes:4} {name:23}{mine:11.1f}{full:10.1f}{middle:8.3f}{low:9.3f} -{high:5.3f}"
+            low, middle, high = statistics.quantiles([a[0] / b[0] for a, b in pairs], n=4)
+            wall = statistics.median(a[1] / b[1] for a, b in pairs)
+            mine, full = (1000 * statistics.median(cpu for cpu, _ in side) for side in zip(*pairs))
+            line = f"{classes:4} {name:23}{mine:11.1f}{full:10.1f}{middle:8.3f}{low:9.3f} -{high:5.3f}{wall:8.3f}"
             print(f"{line}{grown(ours):12.0f}{grown(theirs):10.0f}", flush=True)
 
 

@@ -27,6 +27,7 @@ PURE = (
     "multiseg_d2.yaml_file",
     "multiseg_d2.data.schedule",
     "multiseg_d2.modeling.interpolation",
+    "multiseg_d2.modeling.threads",
     "multiseg_d2.modeling.losses",
     "multiseg_d2.evaluation.confusion",
 )

@@ -66,14 +66,12 @@ class Bilinear:
                 values = torch.matmul(down, values)  # (..., r, w')
             return values if right is None else torch.matmul(values, right.T)  # (..., r, c)
 
-    def add_transposed(self, result: Tensor, gradient: Tensor, rows: slice, columns: slice) -> None:
-        """Adds to ``result`` (..., h, w) the gradient that the values have by that of one rectangle, (..., r, c)."""
-        (down, near_rows), (right, near_columns) = self._parts(rows, columns)
+    def transposed(self, gradient: Tensor, rows: slice, columns: slice) -> Tensor:
+        """The gradient of the values that a rectangle depends on, see :meth:`near`, by its own, (..., r, c)."""
+        (down, _), (right, _) = self._parts(rows, columns)
         if right is not None:
             gradient = torch.matmul(gradient, right)  # (..., r, w')
-        if down is not None:
-            gradient = torch.matmul(down.T, gradient)  # (..., h', w')
-        result[..., near_rows, near_columns] += gradient
+        return gradient if down is None else torch.matmul(down.T, gradient)  # (..., h', w')
 
     def _parts(self, *rectangle: slice) -> list[tuple[Tensor | None, slice]]:
         """For both axes: the weights of the wanted positions, and the source positions that they are over."""

@@ -226,7 +226,7 @@ class MeanOverViews(ScoreMap):
 
 def piece_pixels(channels: int, device: torch.device) -> int:
     """Pixels of a piece of as many channels."""
-    scores = _CPU_SCORES * torch.get_num_threads() if device.type == "cpu" else _DEVICE_SCORES
+    scores = _CPU_SCORES if device.type == "cpu" else _DEVICE_SCORES
     return max(scores // max(channels, 1), 1)
 
 

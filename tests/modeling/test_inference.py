@@ -27,7 +27,8 @@ SIZES = [  # (C, h, w), resized to, used part
 def small_pieces(monkeypatch):
     monkeypatch.setattr(score_maps, "_CPU_SCORES", 1 << 12)
     monkeypatch.setattr(inference, "_BATCH_SCORES", 1 << 10)
-    monkeypatch.setattr(inference, "_MOST_DIFFERENT", 1.0)
+    monkeypatch.setattr(inference, "_CORNER_SCORES", 1 << 11)
+    monkeypatch.setattr(inference, "_MOST_SCORES", 1.0)
 
 
 def resized(values, size):
@@ -74,10 +75,10 @@ def test_both_ways_are_taken_and_agree(monkeypatch):
 
 
 @pytest.mark.parametrize(("noise", "many"), [(0.0, False), (20.0, True)])
-def test_where_nearly_all_cells_differ_they_are_not_looked_at_one_by_one(monkeypatch, noise, many):
+def test_where_too_many_classes_could_win_cells_are_not_looked_at_one_by_one(monkeypatch, noise, many):
     lazy = Resized(regions((19, 20, 30), noise=noise), (160, 240))
     between = label_map(lazy)
-    monkeypatch.setattr(inference, "_MOST_DIFFERENT", 0.6)
+    monkeypatch.setattr(inference, "_MOST_SCORES", 0.2)
     assert (inference._labels_between_corners(lazy) is None) == many
     assert (label_map(lazy) != between).sum() <= 1
 

@@ -29,14 +29,15 @@ import torch
 from torch import Tensor
 
 from ..interpolation import Bilinear, tiles
+from ..threads import map_pieces
 from . import kernels
 
 __all__ = ["binary_loss", "cross_entropy", "loss_in_pieces", "soft_cross_entropy"]
 
 Kernel = Callable[..., tuple[Tensor, Tensor]]
 
-#: Scores of one piece. On a CPU a piece stays in a core's cache (2 MiB of float32 per thread; half or twice of it costs
-#: 5 to 10 % more); on other devices it is large enough to keep them busy (128 MiB).
+#: Scores of one piece, with soft targets counted as well. On a CPU it stays in a core's cache (2 MiB of float32; half
+#: or twice of it costs 5 to 10 % more); on other devices it is large enough to keep them busy (128 MiB).
 _CPU_SCORES, _DEVICE_SCORES = 1 << 19, 1 << 25
 
 
@@ -228,8 +229,9 @@ def _forward(
     resize = Bilinear(logits.shape[-2:], size, logits)
     pixel_sizes = {t.shape[-2:] for t in pixels if t.shape[-2:] != size}
     others = {other: Bilinear(other, size, logits) for other in pixel_sizes}
-    gradient, totals = torch.zeros_like(logits), []
-    for chosen, rows, columns in _pieces(logits, size):
+
+    def one(piece: tuple[slice, slice, slice]) -> tuple[Tensor, Tensor]:
+        chosen, rows, columns = piece
         scores = resize.tile(logits[chosen], rows, columns)
         if resize.source == resize.size:
             scores = scores.clone()  # kernels may overwrite what they get
@@ -240,8 +242,15 @@ def _forward(
             for t in pixels
         ]
         total, change = kernel(scores, *further, *(_cast(t[chosen], logits) for t in images))
+        return total, resize.transposed(change, rows, columns)
+
+    gradient, totals = torch.zeros_like(logits), []
+    pieces = list(_pieces(logits, size, pixels))
+    results: Iterator[tuple[Tensor, Tensor]] = map_pieces(one, pieces, logits.device)
+    for (total, change), (chosen, rows, columns) in zip(results, pieces):
+        near_rows, near_columns = resize.near(rows, columns)
         totals.append(total)
-        resize.add_transposed(gradient[chosen], change, rows, columns)
+        gradient[chosen, :, near_rows, near_columns] += change
     return torch.stack(totals).sum() if totals else logits.new_zeros(()), gradient
 
 
@@ -249,14 +258,15 @@ def _cast(tensor: Tensor, like: Tensor) -> Tensor:
     return tensor.to(like.dtype) if tensor.is_floating_point() else tensor
 
 
-def _pieces(logits: Tensor, size: tuple[int, int]) -> Iterator[tuple[slice, slice, slice]]:
+def _pieces(logits: Tensor, size: tuple[int, int], pixels: Sequence[Tensor]) -> Iterator[tuple[slice, slice, slice]]:
     """Images, rows and columns of each piece; several images where these are small."""
     count, classes = logits.shape[:2]
-    scores = _CPU_SCORES * torch.get_num_threads() if logits.device.type == "cpu" else _DEVICE_SCORES
-    pixels = max(scores // max(classes, 1), 1)
-    together = max(pixels // max(size[0] * size[1], 1), 1)
+    soft = sum(t.shape[1] for t in pixels if t.ndim == 4)  # numbers per pixel that are read beside the scores
+    scores = _CPU_SCORES if logits.device.type == "cpu" else _DEVICE_SCORES
+    area = max(scores // max(classes + soft, 1), 1)
+    together = max(area // max(size[0] * size[1], 1), 1)
     for first in range(0, count, together):
-        for rows, columns in tiles(size, pixels):
+        for rows, columns in tiles(size, area):
             yield slice(first, min(first + together, count)), rows, columns
 
 
