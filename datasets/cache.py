@@ -19,6 +19,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import multiseg_d2  # noqa: F401  first: it makes Detectron2 importable where parts of it are missing
+
+# isort: split
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from multiseg_d2.data.cache import CACHE_VARIABLE, IMAGE, PixelCache

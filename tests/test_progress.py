@@ -75,6 +75,7 @@ def test_another_process_of_several_writes_lines(terminal, caplog):
 def test_elsewhere_lines_say_when_it_will_be_done(caplog, capsys, monkeypatch):
     """Every part takes four seconds, so that every third is told."""
     now = [0.0]
+    monkeypatch.setattr(logging, "raiseExceptions", False)  # Detectron2's handlers write to an earlier test's stream
     monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
     with caplog.at_level("INFO"), progress("job", 7, "files", logger) as step:
         for _ in range(7):

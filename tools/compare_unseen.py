@@ -19,6 +19,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import multiseg_d2  # noqa: F401  first: it makes Detectron2 importable where parts of it are missing
+
+# isort: split
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from rich.console import Console
