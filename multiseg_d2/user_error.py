@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
+from .compat import MissingDependencyError
+
 __all__ = ["EXIT_USER_ERROR", "ConfigError", "UserError", "run_script"]
 
 #: Exit code of a script that cannot do what is asked for.
@@ -30,12 +32,16 @@ def run_script(main: Callable[[], int | None], name: str = "") -> int:
         name: of this process where there are several.
 
     Returns:
-        The exit code; :data:`EXIT_USER_ERROR` after a :class:`UserError`, or a file of the user's that cannot be opened
-        or written, which stands on standard error then. Anything else is raised as it is.
+        The exit code; :data:`EXIT_USER_ERROR` after a :class:`UserError`, a dependency that is not installed, or a file
+        of the user's that cannot be opened or written, which stands on standard error then. Anything else is raised as
+        it is.
     """
     try:
         return main() or 0
-    except UserError as error:
+    except (
+        UserError,
+        MissingDependencyError,
+    ) as error:  # the latter's file must be loadable by itself: no base of ours
         problem = str(error)
     except OSError as error:
         if error.filename is None:  # of a connection, for example: nothing that a user would know

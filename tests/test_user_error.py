@@ -5,18 +5,23 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import sys
+from pathlib import Path
 
 import pytest
+from detectron2.modeling import build_backbone
 
 import multiseg_d2
 from multiseg_d2.claims.process import RunError, RunStoppedError
 from multiseg_d2.compat import MissingDependencyError
 from multiseg_d2.data.loader import LoaderWorkerError
+from multiseg_d2.engine import load_config
 from multiseg_d2.evaluation.confusion import IllegalIdError
 from multiseg_d2.user_error import ConfigError, UserError, run_script
 
+ROOT = Path(__file__).resolve().parent.parent
 #: Told by the harness of claims itself; a process that was killed; ids that the caller's own arrays hold; in a file
-#: that set-up loads by itself.
+#: that set-up loads by itself, so that ``run_script`` names it (see below).
 NOT_THE_USERS = {RunError, RunStoppedError, LoaderWorkerError, IllegalIdError, MissingDependencyError}
 
 
@@ -54,6 +59,16 @@ def test_what_the_user_can_mend_is_one_line(tmp_path, name, capsys):
         not out
         and err == f"{before}error: there is no key X\n{before}error: {tmp_path}/absent: No such file or directory\n"
     )
+
+
+def test_so_is_a_dependency_that_is_not_installed(monkeypatch, capsys):
+    """As of a config whose backbone is timm's, in an environment without it."""
+    monkeypatch.setitem(sys.modules, "timm", None)
+    monkeypatch.setitem(sys.modules, "timm.models", None)
+    cfg = load_config(str(ROOT / "configs" / "quickstart" / "camvid.yaml"), ["MODEL.DEVICE", "cpu"])
+    assert run_script(lambda: build_backbone(cfg)) == 2
+    out, err = capsys.readouterr()
+    assert not out and err.startswith("error: ") and "timm" in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), KeyError("k"), ConnectionResetError(104, "reset by peer")])

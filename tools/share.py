@@ -29,6 +29,7 @@ from detectron2.config import CfgNode
 from multiseg_d2.claims import load_claim, plan
 from multiseg_d2.engine import load_config, register_config, run_script
 from multiseg_d2.engine.shared_model import read_shared_model, write_shared_model
+from multiseg_d2.user_error import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,14 +57,21 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _share_table(args: argparse.Namespace) -> int:
-    """Returns 1 where nothing has been run yet."""
+    """Returns 1 where nothing has been run yet.
+
+    Raises:
+        UserError: labels of rows that differ in nothing that a file's name can have.
+    """
     jobs = [job for job in plan(load_claim(args.claim), args.runs, any_source=True) if job.cells]
     done = [job for job in jobs if job.record]
+    names = [re.sub(r"[^a-z0-9]+", "_", job.title.lower()) + ".pth" for job in done]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"{args.claim}: several rows would be written to {', '.join(twice)}: give them other labels")
     args.output.mkdir(parents=True, exist_ok=True)
-    for job in done:
+    for job, name in zip(done, names):
         cfg = load_config(str(job.phase.config), job.overrides)
         cfg.MODEL.WEIGHTS = str(job.weights if job.phase.eval_only else job.record.folder / "model_final.pth")
-        _share(cfg, args.output / (re.sub(r"[^a-z0-9]+", "_", job.title.lower()) + ".pth"), args.full)
+        _share(cfg, args.output / name, args.full)
     print(f"{len(done)} of {len(jobs)} models of {args.claim}")
     return 0 if done else 1
 

@@ -23,6 +23,7 @@ from multiseg_d2.engine import ConfigError, Predictor, Trainer, load_config, reg
 from multiseg_d2.engine.shared_model import read_shared_model, write_shared_model
 from multiseg_d2.hierarchy import write_nodes
 from multiseg_d2.modeling.heads.hierarchical import training_hierarchy
+from multiseg_d2.user_error import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 FPN = ["MODEL.SEM_SEG_HEAD.DECODER", "FPNDecoder", "MODEL.SEM_SEG_HEAD.IN_FEATURES", "['res4', 'res5']"]
@@ -220,3 +221,8 @@ def test_all_models_of_a_table_by_one_command(trained, tiny_root, tmp_path, monk
     assert path.name == "steps_2_seed_0.pth"
     wanted = Predictor(cfg, "tiny_a")(picture())
     assert (Predictor.from_checkpoint(path, "tiny_a")(picture()) == wanted).mean() > 0.99  # stored in float16
+    run_claim(claim, plan(claim, runs), copy_weights)
+    content["rows"][0]["label"] = "Steps - 2"
+    claim_file.write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError, match="several rows would be written to steps_2_seed_0.pth"):
+        share.main(call)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -244,3 +245,14 @@ class Counting(DatasetEvaluator):
 
     def evaluate(self):
         return {"images": self.images}
+
+
+def test_the_hook_of_the_documentation(tiny_cfg, capsys):
+    """The example of docs/own_modules.md, as it stands there."""
+    text = (tiny_run.ROOT / "docs" / "own_modules.md").read_text(encoding="utf-8")
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "HookBase" in block]
+    names: dict = {}
+    exec(code.replace("% 100 == 0", "% 3 == 0"), names)  # a tiny run has 6 steps
+    names["train"](tiny_cfg())
+    said = [line.split() for line in capsys.readouterr().out.splitlines() if re.fullmatch(r"\d+ 0\.\d+", line)]
+    assert [int(step) for step, _ in said] == [3, 6] and float(said[0][1]) > float(said[1][1])
