@@ -38,10 +38,7 @@ def run_script(main: Callable[[], int | None], name: str = "") -> int:
     """
     try:
         return main() or 0
-    except (
-        UserError,
-        MissingDependencyError,
-    ) as error:  # the latter's file must be loadable by itself: no base of ours
+    except (UserError, MissingDependencyError) as error:  # the latter's file must be loadable alone
         problem = str(error)
     except OSError as error:
         if error.filename is None:  # of a connection, for example: nothing that a user would know
